@@ -1,7 +1,7 @@
 # Completion of overlayfs-fsck. scripts/pages writes this file.
 
 _overlayfs_fsck() {
-    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=()
+    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=(-d -S /)
     # bash splits words at '=' and ':' too, and replaces only what is behind them.
     [[ $replaced == [=:] ]] && replaced=
     part=${line##* }
@@ -25,7 +25,6 @@ _overlayfs_fsck() {
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;
-        *) offer=(-d -S /) ;;
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace

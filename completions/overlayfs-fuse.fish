@@ -5,6 +5,7 @@ set -g __overlayfs_fuse_list \
     lowerdir+=\t'One more lower directory, below the earlier ones' \
     upperdir=\t'The directory that takes every change' \
     workdir=\t'A directory for the overlay alone, outside the upper directory and on its filesystem' \
+    snapshots=\t'A directory on the filesystem of the upper directory, for snapshots' \
     format=\t'The format of a new upper directory: an OCI image layer, which is the default, or that of the kernel\'s overlayfs' \
     ro\t'With ro every change fails with EROFS, and the upper directory is read like a lower one' \
     rw\t'With ro every change fails with EROFS, and the upper directory is read like a lower one' \
@@ -27,8 +28,11 @@ set -g __overlayfs_fuse_list \
     timeout=\t'How long the kernel caches names and attributes' \
     max_threads=\t'How many requests the mount serves at once, at least two' \
     threaded=\t'0 is max_threads=1; 1 is the default' \
+    io_uring=\t'Whether requests come over io_uring, which makes each of them cheaper' \
+    comeback\t'The mount goes on if its process is killed: another one takes its place, and programs see a pause' \
     writeback=\t'With 1 the kernel holds back data that is written to files, and writes it in larger pieces' \
-    log=\t'Append messages to this file, in the background instead of syslog' \
+    passthrough\t'The kernel reads large files of a read-only mount from their layers itself' \
+    log=\t'Send messages to the end of a file, to syslog, to the journal, or to standard error' \
     debug\t'As --debug' \
     fsname=\t'The source in /proc/mounts, like NAME on the command line' \
     remount\t'Change ro, rw and the flags below of the mount at MOUNTPOINT' \
@@ -92,12 +96,20 @@ set -g __overlayfs_fuse_list \
     door=\t'Requests call the overlay\'s engine directly' \
     xino=\t'Inode numbers are unique and stay the same, as with on' \
     index=\t'Hard links stay without it' \
-    nfs_export=\t'The tree cannot be exported by NFS' \
+    nfs_export=\t'NFS can export the tree: file handles stay valid over mounts, as with on' \
     uuid=\t'The values of the kernel\'s overlayfs' \
     metacopy=\t'After the unmount no copy has only metadata' \
     noxattrs=\t'There are extended attributes' \
     xattr_permissions=\t'The mount records owners that it cannot set, and only these'
 
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a ls -d 'List all overlays of the system that the user may see'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a status -d 'Tell what the program that serves a mount does'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a sync -d 'Complete partial copies of a mount, and sync all of its changes to the disk'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a restart -d 'Let the installed version of the program go on with a mount, while programs use it'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a snapshot -d 'Freeze the upper directory of a mount, and go on in a new one'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a rollback -d 'Leave the changes since the last snapshot aside, and show the snapshot again'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a snapshots -d 'List the snapshots of a mount: number, time and name'
+complete -c overlayfs-fuse -n __fish_use_subcommand -x -a run -d 'Run a program in an overlay of the system, without root'
 complete -c overlayfs-fuse -s o -x -a '(__fish_append , $__overlayfs_fuse_list)' -d 'Mount options, separated by commas'
 complete -c overlayfs-fuse -s f -d 'Stay in the foreground'
 complete -c overlayfs-fuse -s v -d 'Log important events: to standard error, or in the background to syslog'
@@ -110,3 +122,18 @@ complete -c overlayfs-fuse -s h -d 'Print a summary of the options'
 complete -c overlayfs-fuse -l help -d 'Print a summary of the options'
 complete -c overlayfs-fuse -s V -d 'Print the version'
 complete -c overlayfs-fuse -l version -d 'Print the version'
+complete -c overlayfs-fuse -l lower -x -a '(__fish_complete_directories)' -d 'Overlay the directory DIR, at its place'
+complete -c overlayfs-fuse -l upper -x -a '(__fish_complete_directories)' -d 'Put the changes into DIR'
+complete -c overlayfs-fuse -l tmp -d 'Put the changes into a new directory in $TMPDIR, or in /tmp'
+complete -c overlayfs-fuse -l bind -x -d 'Show the object SRC outside at DST, as it is'
+complete -c overlayfs-fuse -l net -d 'With --no-net the command has only a loopback interface'
+complete -c overlayfs-fuse -l no-net -d 'With --no-net the command has only a loopback interface'
+complete -c overlayfs-fuse -l root -d 'Show the command its user as root, and all files as those of root'
+complete -c overlayfs-fuse -l keep -d 'Keep the changes, and say where they are'
+complete -c overlayfs-fuse -l discard -d 'Throw the changes away'
+complete -c overlayfs-fuse -l commit -d 'Make the changes in the system, with the rights of the user'
+complete -c overlayfs-fuse -l ask -d 'Ask at the terminal what to do with the changes'
+complete -c overlayfs-fuse -l json -d 'Print each overlay as a JSON object on a line'
+complete -c overlayfs-fuse -l metrics -d 'Print the numbers in the text format of Prometheus'
+complete -c overlayfs-fuse -l watch -d 'Print again every second, until the mount ends'
+complete -c overlayfs-fuse -l name -x -d 'Name the snapshot'

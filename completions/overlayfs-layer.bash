@@ -1,7 +1,7 @@
 # Completion of overlayfs-layer. scripts/pages writes this file.
 
 _overlayfs_layer() {
-    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=()
+    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=(-d -S /)
     # bash splits words at '=' and ':' too, and replaces only what is behind them.
     [[ $replaced == [=:] ]] && replaced=
     part=${line##* }
@@ -22,7 +22,7 @@ _overlayfs_layer() {
         part=${part##*[=:]}
     else
         case $before in
-        overlayfs-layer) offer=(-W 'diff commit discard flatten vacuum export import info convert'); compopt +o nospace ;;
+        overlayfs-layer) [[ $part == */* ]] || { offer=(-W 'diff commit discard flatten vacuum export import info convert'); compopt +o nospace; } ;;
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;
@@ -30,7 +30,6 @@ _overlayfs_layer() {
         --into) offer=(-d -S /) ;;
         --format) offer=(-W 'tar tar.gz tar.zst') ;;
         --to) offer=(-W 'oci kernel') ;;
-        *) offer=(-d -S /) ;;
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace

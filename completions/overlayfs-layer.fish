@@ -20,7 +20,7 @@ complete -c overlayfs-layer -n __fish_use_subcommand -x -a discard -d 'Throw awa
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a flatten -d 'Make one directory of all layers'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a vacuum -d 'Remove from the upper directory what the lower ones show too, and marks that hide nothing'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a export -d 'Write the changes as a layer of an OCI image'
-complete -c overlayfs-layer -n __fish_use_subcommand -x -a import -d 'Make lower directories of an archive or of an OCI image'
+complete -c overlayfs-layer -n __fish_use_subcommand -x -a import -d 'Make lower directories of an archive or of an image'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a info -d 'Tell what the upper directory is, what it was stacked on, and what it contains'
 complete -c overlayfs-layer -n __fish_use_subcommand -x -a convert -d 'Change the format of the upper directory'
 complete -c overlayfs-layer -l lower -x -a '(__fish_complete_directories)' -d 'A directory that is only read'

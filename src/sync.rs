@@ -1,6 +1,6 @@
-//! The two locks of the engine and the scheme, and a condition to wait for. They are those of `std`
-//! without poisoning. A thread that finds a lock taken passes the turn on ([`crate::turn`]) before
-//! it waits.
+//! The two locks of the engine and the scheme, and a condition to wait for. The locks are those of
+//! `std` without poisoning. A thread that finds a lock taken passes the turn on ([`crate::turn`])
+//! before it waits.
 //!
 //! A [`Lock`] is an `RwLock` too. On Redox its unlock makes no system call, while relibc's `Mutex`
 //! makes one each time.
@@ -23,10 +23,12 @@ use std::sync as locks;
 use std::sync::{LockResult, PoisonError, TryLockError, TryLockResult};
 
 use locks::RwLock;
-#[cfg(feature = "scheme")]
-use locks::{Condvar, Mutex, MutexGuard};
 #[cfg(shuttle)]
 use shuttle::sync as locks;
+#[cfg(all(shuttle, feature = "scheme"))]
+use shuttle::thread::{self, Thread};
+#[cfg(all(not(shuttle), feature = "scheme"))]
+use std::thread::{self, Thread};
 
 use crate::turn;
 
@@ -71,36 +73,47 @@ impl<T> Shared<T> {
     }
 }
 
-/// A lock for one thread, which may wait until other threads have changed the data.
+/// Data for one thread at a time, which may wait until other threads have changed it. Without a
+/// wait it costs no more than a [`Lock`].
 #[cfg(feature = "scheme")]
-pub struct Condition<T> {
-    value: Mutex<T>,
-    changed: Condvar,
+pub struct Condition<T>(Lock<Awaited<T>>);
+
+#[cfg(feature = "scheme")]
+struct Awaited<T> {
+    value: T,
+    waiting: Vec<Thread>,
 }
 
 #[cfg(feature = "scheme")]
 impl<T> Condition<T> {
     pub fn new(value: T) -> Self {
-        Condition { value: Mutex::new(value), changed: Condvar::new() }
+        Condition(Lock::new(Awaited { value, waiting: Vec::new() }))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, T> {
-        patiently(self.value.try_lock(), || self.value.lock())
-    }
-
-    /// Locks as soon as the data meets `wanted`.
-    pub fn lock_when(&self, wanted: impl Fn(&T) -> bool) -> MutexGuard<'_, T> {
-        let mut guard = self.lock();
-        while !wanted(&guard) {
+    /// Calls `act` as soon as the data meets `wanted`.
+    pub fn when<R>(&self, wanted: impl Fn(&T) -> bool, act: impl FnOnce(&mut T) -> R) -> R {
+        loop {
+            let mut awaited = self.0.lock();
+            if wanted(&awaited.value) {
+                return act(&mut awaited.value);
+            }
+            let this = thread::current();
+            if awaited.waiting.iter().all(|thread| thread.id() != this.id()) {
+                awaited.waiting.push(this);
+            }
+            drop(awaited);
             turn::pass();
-            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            thread::park();
         }
-        guard
     }
 
-    /// Wakes all waiting threads, so that they look again.
-    pub fn notify_all(&self) {
-        self.changed.notify_all();
+    /// Calls `act`, and wakes all waiting threads, so that they look again.
+    pub fn change(&self, act: impl FnOnce(&mut T)) {
+        let mut awaited = self.0.lock();
+        act(&mut awaited.value);
+        let waiting = std::mem::take(&mut awaited.waiting);
+        drop(awaited);
+        waiting.iter().for_each(Thread::unpark);
     }
 }
 

@@ -370,6 +370,29 @@ fn an_open_file_keeps_its_attributes_when_it_is_unlinked() {
 }
 
 #[test]
+fn an_open_directory_keeps_its_times_when_it_is_removed() {
+    let setup = Setup::new();
+    for dir in ["removed", "replaced"] {
+        put::file(&setup.dir("lower"), &format!("{dir}/file"), "");
+    }
+    put::dir(&setup.dir("lower"), "other");
+    let overlay = mount(&setup);
+    let (root, old) = (overlay.root(), Time { sec: 7, nsec: 8 });
+    let open = ["removed", "replaced"].map(|name| {
+        let dir = find(&overlay, name);
+        // A whiteout is in the directory now.
+        overlay.unlink(&dir, OsStr::new("file")).unwrap();
+        overlay.set_times(&dir, old, old).unwrap();
+        overlay.open(&dir)
+    });
+    overlay.remove_dir(root, OsStr::new("removed")).unwrap();
+    overlay.rename(root, OsStr::new("other"), root, OsStr::new("replaced"), RenameMode::Replace).unwrap();
+    for dir in open {
+        assert_eq!(overlay.stat(dir.node()).unwrap().mtime, old);
+    }
+}
+
+#[test]
 fn nothing_is_set_without_an_upper_layer() {
     let setup = Setup::new();
     let lower = setup.dir("lower");
@@ -553,6 +576,21 @@ fn a_file_without_a_name_is_a_file() {
     assert_eq!(content(&overlay, &find(&overlay, "second")), b"XY23456789a");
     assert_eq!(xattr(&overlay, &find(&overlay, "second"), "user.name").unwrap(), b"value");
     assert!(missing(&overlay, "d/first"));
+}
+
+#[test]
+fn the_first_name_is_counted_once() {
+    let setup = Setup::new();
+    let overlay = mount(&setup);
+    overlay.leave_times_to_front_end();
+    let temp = overlay.create_temp(overlay.root(), 0o600, OWN).unwrap();
+    let links = || overlay.stat(temp.node()).unwrap().nlink;
+    overlay.write_at(&temp, b"x", 0).unwrap();
+    assert_eq!(links(), 0);
+    for (count, name) in ["first", "second"].into_iter().enumerate() {
+        overlay.link(temp.node(), overlay.root(), OsStr::new(name)).unwrap();
+        assert_eq!(links() as usize, count + 1);
+    }
 }
 
 #[test]

@@ -777,3 +777,67 @@ fn a_layer_of_fuse_overlayfs_is_not_damaged() {
     assert_eq!(look(&options), []);
     assert!(!test_common::exists(&upper.join("nothing")) && test_common::exists(&upper.join("file2")));
 }
+
+/// Returns what the program says of these layers, and its exit status.
+fn said_of(setup: &Setup, option: &str) -> (i32, String) {
+    let path = |name: &str| setup.path(name).to_str().unwrap().to_owned();
+    let (code, out, errors) =
+        program(&[&words(&path("lower"), &path("upper"), &path("bottom"))[..], &[option]].concat());
+    (code, out + &errors)
+}
+
+#[test]
+fn what_a_commit_left_beside_a_lower_layer_is_told() {
+    let setup = setup();
+    let lower = LowerGuard::new(&[setup.path("lower")]);
+    let [new, work, old] = ["new", "work", "old"].map(|what| setup.path(&format!(".lower.overlayfs-{what}")));
+    assert_eq!(said_of(&setup, "-n").0, 0);
+
+    // A copy that is not complete is needless, also if nothing is in it yet. A commit may be at work on
+    // it.
+    for inside in [None, Some(".wh..wh.work/tmp.1")] {
+        fs::create_dir(&new).unwrap();
+        if let Some(inside) = inside {
+            fs::create_dir_all(new.join(inside)).unwrap();
+            put::file(&new, "file", "x");
+        }
+        let held = OsLayer::open(&new, true).unwrap();
+        held.hold().unwrap();
+        assert_eq!(said_of(&setup, "-y").0, 0, "it is in use");
+        drop(held);
+        let (code, said) = said_of(&setup, "-n");
+        let wanted = format!(
+            "{}: is a merged copy for {} that commit --atomic did not complete. With -y: remove it.",
+            new.display(),
+            setup.path("lower").display()
+        );
+        assert!(code == 4 && said.contains(&wanted), "{code} {said}");
+        assert_eq!(said_of(&setup, "-y").0, 1);
+        assert!(!new.exists());
+    }
+
+    // What a commit may still need is left alone. The sentence names the command.
+    fs::create_dir(&work).unwrap();
+    put::file(&work, "record", "");
+    for left in [&new, &old] {
+        put::file(left, "file", "x");
+    }
+    let (code, said) = said_of(&setup, "-y");
+    assert_eq!(code, 4, "{said}");
+    for left in [&new, &work, &old] {
+        let line = said.lines().find(|line| line.starts_with(left.to_str().unwrap())).unwrap();
+        assert!(line.contains("overlayfs-layer commit --resume") && line.ends_with("Left alone."), "{line}");
+        assert!(left.exists());
+    }
+    fs::remove_file(work.join("record")).unwrap();
+    assert_eq!(said_of(&setup, "-y").0, 4 | 1);
+    assert!(!work.exists());
+    drop(lower);
+
+    // In the middle of an exchange the layer is missing.
+    fs::remove_dir_all(&old).unwrap();
+    fs::rename(setup.path("lower"), &old).unwrap();
+    let (code, said) = said_of(&setup, "-n");
+    assert_eq!(code, 8, "{said}");
+    assert!(said.contains("is missing, since commit --atomic was interrupted"), "{said}");
+}

@@ -116,7 +116,10 @@ fn if_supported<T>(result: Result<T>) -> Result<()> {
 fn call_all<L: Layer>(layer: &L) -> Result<()> {
     let root = layer.root()?;
     layer.hold()?;
-    layer.release()?;
+    for _is_there in [false, true] {
+        layer.hold_by(&root, n("lock"))?;
+        layer.release()?;
+    }
     layer.stat_fs()?;
     create(layer, &root)?;
     for object in [Object::Dir(&root), Object::Entry(&root, n("file")), Object::Entry(&root, n("dir"))] {
@@ -136,6 +139,7 @@ fn create<L: Layer>(layer: &L, root: &L::Dir) -> Result<()> {
     let shared = layer.open_dir(root, n("shared"))?;
     for (dir, owner) in [(root, layer.identity()), (&shared, ALICE)] {
         layer.create_file(dir, n("file"), 0o4640, owner)?;
+        layer.create_empty(dir, n("empty"))?;
         layer.create_dir(dir, n("dir"), 0o750, owner)?;
         layer.create_symlink(dir, n("link"), n("target"), owner)?;
         layer.create_node(dir, n("fifo"), Kind::Fifo, 0o600, 0, owner)?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use overlayfs::format::Wanted;
-use overlayfs::layer::counted::{Counted, Counts};
+use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Time, XattrMode};
 use overlayfs::layer_tools::{Aspects, Change, ChangeKind, Renames, Views};
 use overlayfs::overlay::{Layers, Node, Overlay, Settings};
@@ -214,7 +214,7 @@ fn join(path: &Path, below: &Path) -> PathBuf {
 /// Makes the differences that the aspects name. Each must be one.
 fn modify(tree: &mut BTreeMap<PathBuf, Facts>, path: &Path, now: &Facts, aspects: Aspects) {
     let was = tree[path].clone();
-    let Aspects { content, kind, mode, owner, times, xattrs, links: _ } = aspects;
+    let Aspects { content, kind, mode, owner, times, xattrs, flags: _, links: _ } = aspects;
     for (told, differs) in [
         (content, kind || was.content != now.content),
         (kind, was.kind != now.kind),
@@ -726,4 +726,141 @@ fn the_differ_looks_only_at_what_the_upper_layer_has() {
     assert_eq!(changes, 102, "the root, the directory and its files");
     // One call for each new file; the three directories are read once.
     assert!(calls <= 100 + 3 * 10, "{calls} calls");
+}
+
+#[test]
+fn a_file_that_is_in_both_trees_is_not_read() {
+    let setup = Setup::new();
+    let [lower, upper] = ["lower", "upper"].map(|name| setup.dir(name));
+    std::fs::hard_link(put::file(&lower, "file", "content"), upper.join("file")).unwrap();
+    put::link(&lower, "file", "name-below");
+    let counts = Counts::default();
+    let open = |name: &str| Counted::new(OsLayer::open(&setup.path(name), false).unwrap(), &counts);
+    let above = Layers { upper: Some(open("upper")), work: None, lowers: vec![open("lower")] };
+    let views = Views::new(above, Layers { upper: None, work: None, lowers: vec![open("lower")] }).unwrap();
+    let each = &mut |change: Change<_>| {
+        assert!(!change.aspects.content, "{}", change.path.display());
+        Ok(())
+    };
+    views.changes(Renames::Resolved, &(), each).unwrap();
+    assert_eq!(counts.tally().of(Method::ReadAt), 0);
+}
+
+/// One file of a lower layer that takes its data from another one in each of two stacks.
+#[test]
+fn a_file_with_metadata_alone_may_have_other_data_in_the_other_stack() {
+    let setup = Setup::new();
+    let [top, one, other] = ["top", "one", "other"].map(|name| setup.dir(name));
+    put::file(&one, "file", "data 1");
+    put::file(&other, "file", "data 2");
+    let file = put::file(&top, "file", [0; 6]);
+    rustix::fs::setxattr(&file, "trusted.overlay.metacopy", b"", rustix::fs::XattrFlags::CREATE).unwrap();
+    let stack = |below: &Path| Layers {
+        upper: None,
+        work: None,
+        lowers: [&*top, below].map(|path| OsLayer::open(path, false).unwrap()).into(),
+    };
+    let mut lines = Vec::new();
+    let each = &mut |change: Change<_>| {
+        lines.push(line(&change));
+        Ok(())
+    };
+    Views::new(stack(&one), stack(&other)).unwrap().changes(Renames::Found, &(), each).unwrap();
+    assert!(lines.iter().any(|line| line.contains("file") && line.contains("content")), "{lines:?}");
+}
+
+/// A large file that was changed in part is compared only there. One with only metadata is not
+/// read.
+#[test]
+fn only_data_that_two_files_do_not_share_are_read() {
+    const SIZE: usize = 8 << 20;
+    for format in [Wanted::Oci, Wanted::Kernel] {
+        let place = Place::new(Setup::new(), &["lower"], Some(format));
+        put::file(&place.setup.path("lower"), "file", vec![b'x'; SIZE]);
+        match format {
+            Wanted::Oci => {
+                let counts = Counts::default();
+                // Without shared blocks the copy is one in part.
+                counts.interpose(|method| match method {
+                    Method::ShareData => Err(overlayfs::errno::Error::new(overlayfs::errno::EOPNOTSUPP)),
+                    _ => Ok(()),
+                });
+                let open = |name: &str, for_writing| {
+                    Counted::new(OsLayer::open(&place.setup.path(name), for_writing).unwrap(), &counts)
+                };
+                let layers =
+                    Layers { upper: Some(open("upper", true)), work: None, lowers: vec![open("lower", false)] };
+                let overlay = Overlay::with_settings(layers, Settings::default()).unwrap();
+                let node = overlay.lookup(overlay.root(), OsStr::new("file")).unwrap();
+                overlay.write_at(&overlay.open(&node), b"x", 4 << 20).unwrap();
+                overlay.set_mode(&node, 0o600).unwrap();
+                // The overlay is killed, so the copy stays as it is.
+                counts.stop_after(0);
+            }
+            Wanted::Kernel => {
+                let file = put::file(&place.setup.path("upper"), "file", "");
+                std::fs::File::options().write(true).open(&file).unwrap().set_len(SIZE as u64).unwrap();
+                let set = |path: &Path, name: &str, value: &[u8]| {
+                    rustix::fs::setxattr(path, name, value, rustix::fs::XattrFlags::CREATE).unwrap();
+                };
+                set(&file, "trusted.overlay.metacopy", b"");
+                set(&place.setup.path("upper"), "trusted.overlay.format", b"kernel");
+                mode(&file, 0o600);
+            }
+        }
+        let counts = Counts::default();
+        let open = |name: &str| Counted::new(OsLayer::open(&place.setup.path(name), false).unwrap(), &counts);
+        let above = Layers { upper: Some(open("upper")), work: None, lowers: vec![open("lower")] };
+        let views = Views::new(above, Layers { upper: None, work: None, lowers: vec![open("lower")] }).unwrap();
+        let mut lines = Vec::new();
+        let each = &mut |change: Change<_>| {
+            let words: Vec<_> = change.aspects.words().filter(|word| *word != "times").collect();
+            lines.push(format!("{} {}", change.path.display(), words.join(",")));
+            Ok(())
+        };
+        views.changes(Renames::Found, &(), each).unwrap();
+        assert!(lines.contains(&"file mode".to_owned()), "{format:?}: {lines:?}");
+        let read = counts.tally().of(Method::ReadAt);
+        let most = if format == Wanted::Oci { 8 } else { 0 };
+        assert!(read <= most, "{format:?}: {read} reads");
+    }
+}
+
+/// The flags that chattr sets are a difference, of a file and of a directory, in each format.
+#[test]
+fn flags_are_listed() {
+    for format in [Wanted::Oci, Wanted::Kernel] {
+        let place = Place::new(Setup::new(), &["lower"], Some(format));
+        for name in ["fixed", "grows", "dir/file", "dir/unfixed"] {
+            put::file(&place.setup.path("lower"), name, name);
+        }
+        let flags = |path: &str, set: u32| {
+            let overlay = place.mount();
+            overlay.set_flags(&find(&overlay, Path::new(path)).unwrap(), set).unwrap();
+        };
+        flags("fixed", 0x10);
+        flags("grows", 0x20);
+        flags("dir/unfixed", 0x30);
+        flags("dir/unfixed", 0);
+        flags("dir", 0x10);
+        let lines: Vec<_> = place.lines().into_iter().filter(|line| line != "M  times").collect();
+        for path in ["fixed", "grows", "dir"] {
+            flags(path, 0);
+        }
+        assert_eq!(lines, ["M dir flags", "M fixed flags", "M grows flags"], "{format:?}");
+    }
+}
+
+/// In the kernel's format a name may begin with `.wh.`, and hides nothing.
+#[test]
+fn names_of_deletions_are_names_in_the_kernels_format() {
+    let place = Place::new(Setup::new(), &["lower"], Some(Wanted::Kernel));
+    put::file(&place.setup.path("lower"), "dir/file", "");
+    let overlay = place.mount();
+    let dir = find(&overlay, Path::new("dir")).unwrap();
+    let make = |name: &str| drop(overlay.create_file(&dir, OsStr::new(name), 0o644, ROOT).unwrap());
+    [".wh.file", ".wh..wh..opq", ".wh.", ".wh..wh.redirect"].into_iter().for_each(make);
+    drop((dir, overlay));
+    let lines: Vec<_> = place.lines().into_iter().filter(|line| !line.ends_with("times")).collect();
+    assert_eq!(lines, ["A dir/.wh. ", "A dir/.wh..wh..opq ", "A dir/.wh..wh.redirect ", "A dir/.wh.file "]);
 }

@@ -126,6 +126,27 @@ fn info_tells_leftovers_and_other_lower_layers() {
 }
 
 #[test]
+fn info_tells_a_commit_that_was_interrupted() {
+    for (journal, kind, way_on) in [
+        (Some("overlayfs commit 1\nphase apply\nstage .stage\n"), "commit", "commit --resume goes on"),
+        (Some("of another version"), "commit", "commit --resume goes on"),
+        (Some("overlayfs commit 1\nphase discard\nstage \n"), "discard", "discard goes on"),
+        (None, "commit-into", "commit --resume of the upper one"),
+    ] {
+        let setup = setup();
+        let overlay = mount(&setup, None);
+        assert_eq!(info(&setup)["unfinished"], Value::Null);
+        assert!(!run(&[], &setup).contains("unfinished"));
+        overlay.begin_commit(journal.map(str::as_bytes)).unwrap();
+        assert!(run(&[], &setup).contains("unfinished:     a commit or discard, which goes on now\n"));
+        drop(overlay);
+        assert_eq!(info(&setup)["unfinished"], kind);
+        let text = run(&[], &setup);
+        assert!(text.contains("unfinished:     a ") && text.contains(way_on), "{text}");
+    }
+}
+
+#[test]
 fn info_of_a_directory_that_was_never_mounted_says_so() {
     let setup = setup();
     for name in [".wh.gone", ".wh..wh.parts", ".wh..wh.other"] {

@@ -20,7 +20,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use look::{fails, list, n, names, read};
 use overlayfs::errno::*;
@@ -92,7 +92,7 @@ impl Way {
         let made = layer.create_dir(&root, n("probe"), 0o700, ROOT);
         match self {
             Way::Clone => fails(made, EROFS),
-            Way::Plain => made.and_then(|()| layer.remove_dir(&root, n("probe"))).unwrap(),
+            Way::Plain => made.and_then(|_| layer.remove_dir(&root, n("probe"))).unwrap(),
         }
         layer
     }
@@ -146,6 +146,7 @@ fn creates_every_kind_with_the_mode_asked_for() {
 
     for name in listed.keys() {
         fails(layer.create_file(&root, name, 0o600, ROOT), EEXIST);
+        fails(layer.create_empty(&root, name), EEXIST);
         fails(layer.create_dir(&root, name, 0o600, ROOT), EEXIST);
         fails(layer.create_symlink(&root, name, n("x"), ROOT), EEXIST);
         fails(layer.create_node(&root, name, Kind::Fifo, 0o600, 0, ROOT), EEXIST);
@@ -558,6 +559,22 @@ fn one_daemon_holds_a_layer() {
     second.hold().unwrap();
 }
 
+/// The lock of a file excludes other hosts. The next one waits until it shows their changes.
+#[test]
+fn a_file_holds_a_layer_for_all_hosts() {
+    let (temp, layer, root) = upper();
+    let second = LinuxLayer::open(temp.path(), true).unwrap();
+    assert!(!layer.capabilities().shared, "only this host uses {}", temp.path().display());
+    layer.hold_by(&root, n("lock")).unwrap();
+    layer.hold_by(&root, n("lock")).unwrap();
+    let second_root = second.root().unwrap();
+    fails(second.hold_by(&second_root, n("lock")), EWOULDBLOCK);
+    layer.release().unwrap();
+    let start = Instant::now();
+    second.hold_by(&second_root, n("lock")).unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(1));
+}
+
 #[test]
 fn a_starting_program_does_not_hold_a_layer() {
     let (temp, layer, _root) = upper();
@@ -671,6 +688,48 @@ fn a_new_object_inherits_from_its_directory() {
     }
 }
 
+/// The layer asks for the attributes of a new object to check its owner. The engine uses them, so
+/// they must be those that the layer would say next.
+#[test]
+fn the_attributes_of_a_new_object_are_told() {
+    let (_temp, layer, root) = upper();
+    for owner in [ROOT, ALICE] {
+        let file = layer.create_file(&root, n("file"), 0o4640, owner).unwrap();
+        let told = [
+            ("file", layer.attr_of_new(&file)),
+            ("dir", layer.create_dir(&root, n("dir"), 0o750, owner).unwrap()),
+            ("link", layer.create_symlink(&root, n("link"), n("x"), owner).unwrap()),
+            ("fifo", layer.create_node(&root, n("fifo"), Kind::Fifo, 0o620, 0, owner).unwrap()),
+        ];
+        for (name, told) in told {
+            assert_eq!(told, Some(layer.stat(Object::Entry(&root, n(name))).unwrap()), "{name}");
+        }
+        let opened = layer.open_file(&root, n("file"), Access::ReadWrite).unwrap();
+        assert_eq!(layer.attr_of_new(&opened), None);
+        layer.remove_dir(&root, n("dir")).unwrap();
+        for name in ["file", "link", "fifo"] {
+            layer.unlink(&root, n(name)).unwrap();
+        }
+    }
+
+    // The group comes from the directory, and the layer sets it after the creation.
+    layer.set_owner(Object::Dir(&root), Owner { uid: 0, gid: 777 }).unwrap();
+    layer.set_mode(Object::Dir(&root), 0o2777).unwrap();
+    let file = layer.create_file(&root, n("file"), 0o640, ROOT).unwrap();
+    assert_eq!(layer.attr_of_new(&file), None);
+    assert_eq!(layer.create_dir(&root, n("dir"), 0o750, ROOT).unwrap(), None);
+    assert_eq!(layer.create_symlink(&root, n("link"), n("x"), ROOT).unwrap(), None);
+}
+
+#[test]
+fn an_empty_file_is_for_the_daemon_alone() {
+    let (_temp, layer, root) = upper();
+    layer.create_empty(&root, n("empty")).unwrap();
+    let stat = layer.stat(Object::Entry(&root, n("empty"))).unwrap();
+    assert_eq!((stat.kind, stat.mode, stat.size, stat.uid), (Kind::File, 0o600, 0, 0));
+    fails(layer.create_empty(&root, n(".")), EINVAL);
+}
+
 /// Another user may replace a new object before the layer sets its group. The layer must not change
 /// the replacement, or that user would get a file of root.
 #[test]
@@ -717,7 +776,7 @@ fn a_replacement_of_a_new_object_is_not_changed() {
                 0 => layer.create_dir(&root, n("new"), 0o750, ALICE),
                 1 => layer.create_symlink(&root, n("new"), n("x"), ALICE),
                 2 => layer.create_node(&root, n("new"), Kind::Fifo, 0o640, 0, ALICE),
-                _ => layer.create_file(&root, n("new"), 0o640, ALICE).map(drop),
+                _ => layer.create_file(&root, n("new"), 0o640, ALICE).map(|file| layer.attr_of_new(&file)),
             };
             let found = fs::metadata(&kept).unwrap();
             let same = (found.uid(), found.gid(), found.mode()) == (before.uid(), before.gid(), before.mode());
@@ -840,6 +899,9 @@ fn mounted_inside(way: Way, mounts_first: bool, mount_on: impl Fn(&Path)) {
         fails(layer.set_mode(object, 0o777), EBUSY);
         fails(layer.set_owner(object, ALICE), EBUSY);
         fails(layer.set_times(object, time, time), EBUSY);
+        assert_eq!(layer.birth(object).unwrap(), None);
+        assert_eq!(layer.xattrs(object).unwrap(), [""; 0]);
+        fails(layer.xattr(object, n("user.none")), ENODATA);
     }
     assert_eq!(layer.stat(Object::Entry(&root, n("file"))).unwrap().size, 0);
 }

@@ -52,6 +52,15 @@ fn wait_until_taken(child: &Child) {
     }
 }
 
+/// Waits until the process sleeps in a write to its standard output. It meets no point to stop at
+/// from then on.
+fn wait_until_pipe_is_full(child: &Child) {
+    let call = format!("{} 0x1 ", libc::SYS_write);
+    while !fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap().starts_with(&call) {
+        std::thread::yield_now();
+    }
+}
+
 fn errors(child: &mut Child) -> String {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -77,6 +86,7 @@ fn a_first_signal_stops_at_a_point_from_which_the_work_goes_on() {
 fn a_second_signal_ends_at_once() {
     let setup = layers();
     let (mut child, _unread) = start(setup.path());
+    wait_until_pipe_is_full(&child);
     signal(&child, Signal::INT);
     wait_until_taken(&child);
     signal(&child, Signal::TERM);

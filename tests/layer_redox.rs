@@ -211,6 +211,65 @@ fn renames_in_the_modes_that_there_are() {
     assert_eq!(disk.tree().text("layer/empty/b"), "B");
 }
 
+/// The descriptor of the last rename or directory serves the next call for the object, and no
+/// other.
+#[test]
+fn a_renamed_object_needs_no_second_lookup() {
+    let (disk, layer, root) = upper();
+    disk.tree().put_file("layer/a", "A");
+    disk.tree().put_file("layer/other", "other");
+    layer.create_dir(&root, n("dir"), 0o700, ROOT).unwrap();
+    let dir = layer.open_dir(&root, n("dir")).unwrap();
+    // A request after the closes, which have no answer.
+    fails(layer.stat(Object::Entry(&root, n("missing"))), ENOENT);
+    let open = disk.open();
+    let rename = |from: (&Dir, &str), to: (&Dir, &str)| {
+        layer.rename(from.0, n(from.1), to.0, n(to.1), RenameMode::Replace).unwrap();
+    };
+    rename((&root, "a"), (&root, "b"));
+    disk.take_requests();
+    let number = layer.stat(Object::Entry(&root, n("b"))).unwrap().ino;
+    rename((&root, "b"), (&root, "c"));
+    assert_eq!(disk.take_requests().of(Request::Open), 0);
+    // In another directory redoxfs would not find it by this descriptor.
+    rename((&root, "c"), (&dir, "c"));
+    rename((&dir, "c"), (&dir, "d"));
+    rename((&dir, "d"), (&root, "d"));
+    assert_eq!(layer.stat(Object::Entry(&root, n("d"))).unwrap().ino, number);
+
+    rename((&root, "d"), (&root, "e"));
+    layer.unlink(&root, n("e")).unwrap();
+    fails(layer.stat(Object::Entry(&root, n("e"))), ENOENT);
+    assert_eq!(disk.open(), open, "the removed object is closed");
+    drop(layer.create_file(&root, n("e"), 0o600, ROOT).unwrap());
+    rename((&root, "e"), (&root, "f"));
+    rename((&root, "other"), (&root, "f"));
+    rename((&root, "f"), (&root, "g"));
+    assert_eq!(disk.tree().text("layer/g"), "other");
+    // The name of its directory changes.
+    rename((&root, "g"), (&dir, "g"));
+    rename((&dir, "g"), (&dir, "h"));
+    rename((&root, "dir"), (&root, "moved"));
+    fails(layer.stat(Object::Entry(&dir, n("h"))), ENOENT);
+
+    let moved = layer.open_dir(&root, n("moved")).unwrap();
+    let touch = |dir: &Dir| layer.set_times(Object::Dir(dir), Time { sec: 7, nsec: 0 }, Time { sec: 7, nsec: 0 });
+    touch(&moved).unwrap();
+    disk.take_requests();
+    drop(layer.create_file(&moved, n("new"), 0o600, ROOT).unwrap());
+    touch(&moved).unwrap();
+    assert_eq!(disk.take_requests().of(Request::Open), 1, "only the new file");
+    rename((&root, "moved"), (&root, "away"));
+    fails(touch(&moved), ENOENT);
+    layer.create_dir(&root, n("moved"), 0o700, ROOT).unwrap();
+    touch(&moved).unwrap();
+    assert_eq!(disk.tree().look("layer/moved").mtime.0, 7, "the directory that has the path now");
+    layer.remove_dir(&root, n("moved")).unwrap();
+    fails(touch(&moved), ENOENT);
+    rename((&root, "away"), (&root, "moved"));
+    assert_eq!(disk.tree().text("layer/moved/h"), "other");
+}
+
 #[test]
 fn renames_and_links_between_two_layers_of_one_filesystem() {
     let disk = Disk::redoxfs();

@@ -7,6 +7,8 @@ mod shown;
 #[path = "layer_tar/work.rs"]
 mod work;
 
+#[path = "layer_tar/bundles.rs"]
+mod bundles;
 #[path = "layer_tar/hostile.rs"]
 mod hostile;
 #[path = "layer_tar/others.rs"]

@@ -117,12 +117,12 @@ impl Case {
         let Layers { upper, lowers, .. } = open_layers(&self.options(), false).unwrap();
         let above = Layers { upper: upper.map(count), work: None, lowers: lowers.into_iter().map(count).collect() };
         let views = Views::new(above, Layers { upper: None, work: None, lowers: Vec::new() }).unwrap();
-        let findings = find(&checker, views.above.as_ref().unwrap(), ignore_times, &())?;
         if let Some(calls) = stop_after {
             counts.stop_after(calls);
         }
-        let removed = findings.iter().map(|finding| {
-            remove(&checker, finding)?;
+        let removed = find(&checker, views.above.as_ref().unwrap(), ignore_times, &()).map(|finding| {
+            let finding = finding?;
+            remove(&checker, &finding)?;
             Ok(finding.path.display().to_string())
         });
         removed.collect()

@@ -10,9 +10,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use overlayfs::errno::{ENOENT, ENOTEMPTY};
@@ -464,4 +465,31 @@ fn files_go_from_every_directory_to_every_other() {
     assert_eq!(["file1", "file2", "file3", "file4", "new"].map(ends_with), [1, 1, 1, 1, dirs.len()]);
     drop(dirs);
     leave(overlay, &setup, &guard);
+}
+
+/// A program asks for everything to be complete while the daemon does that in a pause.
+#[test]
+fn two_threads_complete_everything_at_once() {
+    let setup = Setup::in_memory();
+    let lower = setup.dir("lower");
+    setup.dir("upper");
+    let rounds = times(60);
+    for round in 0..rounds {
+        File::create(lower.join(round.to_string())).unwrap().set_len(2 << 20).unwrap();
+    }
+    let overlay = mount(&setup);
+    for round in 0..rounds {
+        let file = overlay.open(&find(&overlay, &round.to_string()).unwrap());
+        overlay.write_at(&file, b"new", 0).unwrap();
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    overlay.complete_and_sync().unwrap();
+                });
+            }
+        });
+        assert!(setup.path(&format!("upper/{round}")).exists());
+    }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use linux_delegate::abi::act_as;
+use linux_delegate::abi::{Maker, act_as, employ};
 use linux_delegate::daemon::unused_name;
-use linux_delegate::redoxfs::Disk;
+use linux_delegate::redoxfs::{Disk, Request};
 use linux_delegate::{Daemon, Process};
 use overlayfs::errno::{EIO, ENODEV, ENOSYS};
 use overlayfs::layer::redox::RedoxLayer;
@@ -45,6 +45,12 @@ fn disk() -> Disk {
     disk.tree().put_dir("upper");
     disk.tree().put_dir("lower");
     disk
+}
+
+fn set_mode(disk: &Disk, path: &str, mode: u16) {
+    let mut tree = disk.tree();
+    let node = tree.look_mut(path);
+    node.mode = node.mode & !0o7777 | mode;
 }
 
 #[test]
@@ -200,6 +206,117 @@ fn a_new_object_belongs_to_the_caller() {
     }
     assert_eq!(tree.look("upper/dir").mode & 0o7777, 0o2770);
     assert_eq!(tree.text("upper/file"), "hers");
+}
+
+/// Where its owner may make it, an object of another user belongs to that user from the first
+/// request. So no rename is needed.
+#[test]
+fn a_user_makes_objects_in_place_where_the_layer_lets_the_user() {
+    let ann = Owner { uid: 1000, gid: 100 };
+    for (upper, renames) in [(0o755, 0), (0o700, 2)] {
+        let disk = disk();
+        disk.tree().put_dir("upper/open");
+        set_mode(&disk, "upper/open", 0o777);
+        set_mode(&disk, "upper", upper);
+        let overlay = plain(&disk).unwrap();
+        let dir = find(&overlay, "open");
+        overlay.list(&overlay.open(&dir), 0, &mut |_| true).unwrap();
+        disk.take_requests();
+        let file = overlay.create_file(&dir, OsStr::new("file"), 0o4750, ann).unwrap();
+        overlay.create_dir(&dir, OsStr::new("dir"), 0o2770, ann).unwrap();
+        let requests = disk.take_requests();
+        assert_eq!(requests.of(Request::Rename), renames, "{requests}");
+        overlay.write_at(&file, b"hers", 0).unwrap();
+        // The daemon's own rights count for what comes later.
+        overlay.set_owner(&find(&overlay, "open/file"), OWN).unwrap();
+        overlay.set_mode(&find(&overlay, "open/file"), 0o640).unwrap();
+        for (name, owner, mode) in [("file", OWN, 0o640), ("dir", ann, 0o2770)] {
+            let tree = disk.tree();
+            let node = tree.look(&format!("upper/open/{name}"));
+            assert_eq!((node.uid, node.gid, node.mode & 0o7777), (owner.uid, owner.gid, mode), "{name}");
+        }
+        assert_eq!(disk.tree().text("upper/open/file"), "hers");
+    }
+}
+
+/// redoxfs decides by the opener who may change attributes through a descriptor. A file without a
+/// name has no other way to them, so the daemon needs a descriptor of its own.
+#[test]
+fn attributes_of_a_deleted_file_can_be_set_whoever_made_and_owns_it() {
+    let (ann, ben) = (Owner { uid: 1000, gid: 100 }, Owner { uid: 2000, gid: 200 });
+    let disk = disk();
+    set_mode(&disk, "upper", 0o777);
+    let overlay = plain(&disk).unwrap();
+    let root = overlay.root().clone();
+    let file = overlay.create_file(&root, OsStr::new("file"), 0o640, ann).unwrap();
+    overlay.write_at(&file, b"hers", 0).unwrap();
+    overlay.set_owner(file.node(), ben).unwrap();
+    overlay.unlink(&root, OsStr::new("file")).unwrap();
+    overlay.set_mode(file.node(), 0o600).unwrap();
+    overlay.set_times(file.node(), Time { sec: 1, nsec: 2 }, Time { sec: 3, nsec: 4 }).unwrap();
+    overlay.set_owner(file.node(), ann).unwrap();
+    let attr = overlay.stat(file.node()).unwrap();
+    assert_eq!((attr.uid, attr.gid, attr.mode, attr.mtime.sec), (1000, 100, 0o600, 3));
+    overlay.write_at(&file, b"his", 0).unwrap();
+    let mut text = [0; 4];
+    assert_eq!((overlay.read_at(&file, &mut text, 0).unwrap(), &text), (4, b"hiss"));
+}
+
+/// A maker that is killed leaves no object of an order that it did not answer. Later objects are
+/// made without it.
+#[test]
+fn objects_of_users_are_made_without_a_maker_that_dies() {
+    let ann = Owner { uid: 1000, gid: 100 };
+    for makes_last in [false, true] {
+        let disk = disk();
+        set_mode(&disk, "upper", 0o777);
+        let overlay = plain(&disk).unwrap();
+        let root = overlay.root().clone();
+        employ(Maker::Dies { after: 1, makes_last });
+        for (name, renames) in [("first", 0), ("second", 1), ("third", 1)] {
+            disk.take_requests();
+            let file = overlay.create_file(&root, OsStr::new(name), 0o640, ann).unwrap();
+            overlay.write_at(&file, b"hers", 0).unwrap();
+            assert_eq!(disk.tree().text(&format!("upper/{name}")), "hers");
+            assert_eq!(overlay.stat(file.node()).unwrap().uid, ann.uid);
+            assert_eq!(disk.take_requests().of(Request::Rename), renames, "{name}");
+        }
+    }
+}
+
+/// A file without data is whole at once, so the copy needs no rename. A stop at any request leaves
+/// the file as it was, or empty.
+#[test]
+fn a_truncated_file_is_made_in_its_place() {
+    for requests in 0..20 {
+        let mut disk = disk();
+        disk.tree().put_file("lower/file", "lower");
+        set_mode(&disk, "lower/file", 0o640);
+        let before = disk.snapshot("lower");
+        let overlay = plain(&disk).unwrap();
+        let node = find(&overlay, "file");
+        let number = overlay.stat(&node).unwrap().ino;
+        disk.take_requests();
+        disk.stop_after(requests);
+        let truncated = overlay.truncate(&node, 0);
+        let sent = disk.take_requests();
+        assert_eq!(sent.of(Request::Rename), 0, "{sent}");
+        if let (Ok(()), Ok(attr)) = (truncated, overlay.stat(&node)) {
+            assert_eq!((attr.ino, attr.size, attr.mode), (number, 0, 0o640));
+        }
+        let done = truncated.is_ok() && sent.total() < requests;
+        drop((node, overlay));
+        disk.restart();
+        let overlay = plain(&disk).unwrap();
+        let text = read(&overlay, "file");
+        assert!(text.is_empty() || !done && text == "lower", "after {requests} requests: {text:?}");
+        assert_eq!(overlay.stat(&find(&overlay, "file")).unwrap().mode, 0o640);
+        disk.assert_same(&before);
+        if done {
+            return;
+        }
+    }
+    panic!("20 requests do not suffice");
 }
 
 #[test]

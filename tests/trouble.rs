@@ -153,7 +153,7 @@ fn a_mark_that_could_not_be_made_does_not_count() {
         let is_full = Arc::new(AtomicBool::new(true));
         let full = is_full.clone();
         counts.interpose(move |method| match method {
-            Method::CreateFile if full.load(Ordering::Relaxed) => Err(Error::new(ENOSPC)),
+            Method::CreateFile | Method::CreateEmpty if full.load(Ordering::Relaxed) => Err(Error::new(ENOSPC)),
             _ => Ok(()),
         });
         overlay.create_dir(&root, OsStr::new("gone"), 0o755, OWN).unwrap();

@@ -227,7 +227,7 @@ fn a_lookup_and_a_creation_delay_operations_on_the_directory() {
     let waiting = &[&["write to the file"], NEED_THE_DIRECTORY].concat();
     check(|tree| find(tree, &tree.here, "untouched"), Method::Stat, waiting);
     check(|tree| create(tree, &tree.here), Method::CreateFile, waiting);
-    check(|tree| tree.overlay.unlink(&tree.here, name("file")), Method::CreateFile, waiting);
+    check(|tree| tree.overlay.unlink(&tree.here, name("file")), Method::CreateEmpty, waiting);
 }
 
 #[test]

@@ -80,11 +80,45 @@ struct Program {
     caller: Arc<Caller>,
     /// The descriptor of its namespace, after the first use.
     namespace: Mutex<Option<usize>>,
+    maker: Mutex<Maker>,
+}
+
+/// The process that makes objects for a daemon, with the ids of their owners.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Maker {
+    /// It makes every object.
+    #[default]
+    Lives,
+    /// It makes `after` objects, and is killed at the next one, before or after it makes that.
+    Dies {
+        after: usize,
+        makes_last: bool,
+    },
+    Gone,
+}
+
+impl Maker {
+    /// Takes an order. Returns whether it makes the object, and whether it answers.
+    fn take_order(&mut self) -> (bool, bool) {
+        match self {
+            Maker::Lives => (true, true),
+            Maker::Dies { after: 0, makes_last } => {
+                let makes = *makes_last;
+                *self = Maker::Gone;
+                (makes, false)
+            }
+            Maker::Dies { after, .. } => {
+                *after -= 1;
+                (true, true)
+            }
+            Maker::Gone => (false, false),
+        }
+    }
 }
 
 impl Program {
     fn new(caller: &Arc<Caller>) -> Arc<Self> {
-        Arc::new(Self { caller: caller.clone(), namespace: Mutex::default() })
+        Arc::new(Self { caller: caller.clone(), namespace: Mutex::default(), maker: Mutex::default() })
     }
 }
 
@@ -100,6 +134,11 @@ pub fn act_as(process: &Process) {
         let program = program();
         || PROGRAM.set(program)
     });
+}
+
+/// Gives the calling thread's program another maker.
+pub fn employ(maker: Maker) {
+    *program().maker.lock().unwrap_or_else(PoisonError::into_inner) = maker;
 }
 
 /// Returns the process that the calling thread acts as.

@@ -3,8 +3,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use overlayfs::control;
+use overlayfs::control::requests::Part;
 use overlayfs::errno::{EINVAL, ENOSYS, ERANGE, Error, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -25,74 +28,112 @@ pub struct Agreed {
     pub prunes: bool,
 }
 
-/// The buffers for an answer. A thread keeps them from one request to the next.
-#[derive(Default)]
-pub struct Buffers {
-    /// The answer without the data of a file.
-    head: Vec<u8>,
-    /// The data that were read from a file, and room for more.
-    data: Vec<u8>,
-    data_length: usize,
+/// A request in its parts. Each transport delivers them in its own memory.
+pub struct Request<'a> {
+    /// Its header.
+    pub header: InHeader,
+    body: Body<'a>,
 }
 
-impl Buffers {
-    /// Returns the two parts of the answer.
-    pub fn parts(&self) -> [&[u8]; 2] {
-        [&self.head, &self.data[..self.data_length]]
+impl<'a> Request<'a> {
+    /// Reads the header of a request in one piece. None: the request is too short.
+    pub fn whole(bytes: &'a [u8]) -> Option<Self> {
+        let (header, body) = InHeader::read_from_prefix(bytes).ok()?;
+        Some(Self { header, body: Body { first: body, rest: &[] } })
     }
 
-    /// Makes room for `length` bytes of data.
-    fn room(&mut self, length: usize) -> &mut [u8] {
-        if self.data.len() < length {
-            self.data.resize(length, 0);
-        }
-        &mut self.data[..length]
+    /// Joins the parts of a request: its header, its first structure, which may be empty, and what
+    /// follows.
+    pub fn in_parts(header: InHeader, first: &'a [u8], rest: &'a [u8]) -> Self {
+        Self { header, body: Body { first, rest } }
     }
 
-    /// Starts the answer to a request. None: the request is too short.
-    fn begin(&mut self, request: &[u8]) -> Option<InHeader> {
-        self.head.clear();
-        self.data_length = 0;
-        let (header, _) = InHeader::read_from_prefix(request).ok()?;
-        self.head.extend_from_slice(OutHeader::default().as_bytes());
-        Some(header)
+    /// Returns the structure at the start of its body. None: the request is too short.
+    pub fn first<T: FromBytes + KnownLayout + Immutable>(&self) -> Option<T> {
+        self.body.clone().take().ok()
+    }
+}
+
+/// An answer. A thread keeps it from one request to the next.
+#[derive(Default)]
+pub struct Reply {
+    /// The header, then the body. The data of a file are not here.
+    bytes: Vec<u8>,
+    data: usize,
+    /// The counters of the thread.
+    counted: Option<Arc<Part>>,
+}
+
+impl Reply {
+    /// Makes the reply of a thread with these counters.
+    pub(crate) fn counting(counted: Option<Arc<Part>>) -> Self {
+        Self { counted, ..Self::default() }
+    }
+
+    /// Counts a request that began at this time.
+    pub(crate) fn count(&self, request: &Request<'_>, begun: Instant, is_answered: bool) {
+        let Some(counted) = &self.counted else { return };
+        let header = OutHeader::read_from_prefix(&self.bytes).ok().filter(|_| is_answered);
+        counted.add(request.header.opcode as usize, begun.elapsed(), header.map_or(0, |(out, _)| -out.error));
+    }
+
+    /// Returns the header.
+    pub fn header(&self) -> &[u8] {
+        &self.bytes[..size_of::<OutHeader>().min(self.bytes.len())]
+    }
+
+    /// Returns the body, which is empty if there are data.
+    pub fn body(&self) -> &[u8] {
+        self.bytes.get(size_of::<OutHeader>()..).unwrap_or_default()
+    }
+
+    /// Returns how many bytes of data are at the start of the room.
+    pub fn data(&self) -> usize {
+        self.data
+    }
+
+    fn begin(&mut self) {
+        self.bytes.clear();
+        self.data = 0;
+        self.bytes.extend_from_slice(OutHeader::default().as_bytes());
     }
 
     /// Writes the header of the answer to a request into the room for it. An error has no other
     /// data.
     fn finish(&mut self, to: &InHeader, done: Result<()>) {
         if done.is_err() {
-            self.head.truncate(size_of::<OutHeader>());
+            self.bytes.truncate(size_of::<OutHeader>());
         }
         let error = done.map_or_else(wire::errno, |()| 0);
         log::trace!("{} of {} by {}:{}: {error}", name(to.opcode), to.node, to.uid, to.pid);
-        let length = self.head.len() + self.data_length;
+        let length = self.bytes.len() + self.data;
         let out = OutHeader { len: length as u32, error, unique: to.unique };
-        self.head[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
+        self.bytes[..size_of::<OutHeader>()].copy_from_slice(out.as_bytes());
     }
 }
 
-/// Handles one request. Returns whether `buffers` hold an answer to send: some requests get none.
-pub fn handle(front_end: &impl FrontEnd, agreed: &Agreed, request: &[u8], buffers: &mut Buffers) -> bool {
-    let Some(header) = buffers.begin(request) else {
-        return false;
-    };
-    let body = Body { rest: request.get(size_of::<InHeader>()..).unwrap_or_default() };
-    match perform(front_end, agreed, &header, body, buffers) {
-        Ok(Answer::Made) => buffers.finish(&header, Ok(())),
+/// Handles one request. `room` takes the data that are read from a file. Returns whether `reply`
+/// holds an answer to send: some requests get none.
+pub fn handle(
+    front_end: &impl FrontEnd,
+    agreed: &Agreed,
+    request: &Request<'_>,
+    reply: &mut Reply,
+    room: &mut [u8],
+) -> bool {
+    reply.begin();
+    match perform(front_end, agreed, &request.header, request.body.clone(), reply, room) {
+        Ok(Answer::Made) => reply.finish(&request.header, Ok(())),
         Ok(Answer::None) => return false,
-        Err(error) => buffers.finish(&header, Err(error)),
+        Err(error) => reply.finish(&request.header, Err(error)),
     }
     true
 }
 
-/// Answers an error to a request. Returns whether `buffers` hold an answer to send.
-pub fn refuse(request: &[u8], error: Error, buffers: &mut Buffers) -> bool {
-    let Some(header) = buffers.begin(request) else {
-        return false;
-    };
-    buffers.finish(&header, Err(error));
-    true
+/// Answers an error to a request.
+pub fn refuse(request: &Request<'_>, error: Error, reply: &mut Reply) {
+    reply.begin();
+    reply.finish(&request.header, Err(error));
 }
 
 /// The result of a request.
@@ -103,20 +144,28 @@ enum Answer {
     None,
 }
 
-/// The part of a request behind its header.
+/// The parts of a request behind its header. The second follows the first.
+#[derive(Clone)]
 struct Body<'a> {
+    first: &'a [u8],
     rest: &'a [u8],
 }
 
 impl<'a> Body<'a> {
+    /// Returns the part from which the next piece comes. No piece is in both.
+    fn next(&mut self) -> &mut &'a [u8] {
+        if self.first.is_empty() { &mut self.rest } else { &mut self.first }
+    }
+
     /// Takes the next structure.
     ///
     /// # Errors
     ///
     /// - EINVAL: the request is too short.
     fn take<T: FromBytes + KnownLayout + Immutable>(&mut self) -> Result<T> {
-        let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| Error::new(EINVAL))?;
-        self.rest = rest;
+        let from = self.next();
+        let (value, rest) = T::read_from_prefix(from).map_err(|_| Error::new(EINVAL))?;
+        *from = rest;
         Ok(value)
     }
 
@@ -126,9 +175,10 @@ impl<'a> Body<'a> {
     ///
     /// - EINVAL: the text has no end.
     fn text(&mut self) -> Result<&'a OsStr> {
-        let end = self.rest.iter().position(|byte| *byte == 0).ok_or(Error::new(EINVAL))?;
-        let text = OsStr::from_bytes(&self.rest[..end]);
-        self.rest = &self.rest[end + 1..];
+        let from = self.next();
+        let end = from.iter().position(|byte| *byte == 0).ok_or(Error::new(EINVAL))?;
+        let text = OsStr::from_bytes(&from[..end]);
+        *from = &from[end + 1..];
         Ok(text)
     }
 
@@ -138,9 +188,15 @@ impl<'a> Body<'a> {
     ///
     /// - EINVAL: the request is too short.
     fn bytes(&mut self, length: usize) -> Result<&'a [u8]> {
-        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(Error::new(EINVAL))?;
-        self.rest = rest;
+        let from = self.next();
+        let (bytes, rest) = from.split_at_checked(length).ok_or(Error::new(EINVAL))?;
+        *from = rest;
         Ok(bytes)
+    }
+
+    /// Takes all that is left.
+    fn all(&mut self) -> &'a [u8] {
+        std::mem::take(self.next())
     }
 }
 
@@ -150,11 +206,12 @@ fn perform(
     agreed: &Agreed,
     header: &InHeader,
     mut body: Body<'_>,
-    buffers: &mut Buffers,
+    reply: &mut Reply,
+    room: &mut [u8],
 ) -> Result<Answer> {
-    let answer = &mut buffers.head;
+    let answer = &mut reply.bytes;
     let valid = Valid { usual: agreed.valid, files_expire: front_end.files_expire() };
-    let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid };
+    let caller = Caller { uid: header.uid, gid: header.gid, pid: header.pid, request: header.unique };
     let node = header.node;
     let put = |answer: &mut Vec<u8>, bytes: &[u8]| {
         answer.extend_from_slice(bytes);
@@ -250,8 +307,8 @@ fn perform(
         }
         opcode::READ => {
             let read: wire::ReadIn = body.take()?;
-            let room = buffers.room((read.size as usize).min(agreed.max_answer));
-            buffers.data_length = front_end.read(caller, node, read.fh, read.offset, room)?;
+            let length = (read.size as usize).min(agreed.max_answer).min(room.len());
+            reply.data = front_end.read(caller, node, read.fh, read.offset, &mut room[..length])?;
             Ok(Answer::Made)
         }
         opcode::WRITE => {
@@ -329,7 +386,10 @@ fn perform(
         }
         opcode::IOCTL => {
             let ioctl: wire::IoctlIn = body.take()?;
-            let said = flags::perform(front_end, node, ioctl.command, body.rest)?;
+            let said = match ioctl.command {
+                control::IOCTL => front_end.control(caller, node, body.all())?,
+                other => flags::perform(front_end, node, other, body.all())?,
+            };
             put(answer, wire::IoctlOut::default().as_bytes())?;
             put(answer, &said)
         }
@@ -344,7 +404,7 @@ fn perform(
 }
 
 fn open_out(opened: Opened) -> wire::OpenOut {
-    wire::OpenOut { fh: opened.fh, open_flags: opened.flags, backing_id: 0 }
+    wire::OpenOut { fh: opened.fh, open_flags: opened.flags, backing_id: opened.backing }
 }
 
 /// Answers a value, or only its size if `room` is 0.
@@ -389,44 +449,53 @@ fn statx_out(valid: Valid, attr: &wire::Attr, birth: Option<(i64, u32)>) -> wire
     wire::StatxOut { valid, valid_nsec, flags: 0, spare: [0; 2], stat }
 }
 
+/// The name of each kind of request, by its opcode. Empty: the kind is not known.
+pub const KINDS: [&str; 53] = {
+    let mut kinds = [""; 53];
+    kinds[opcode::LOOKUP as usize] = "lookup";
+    kinds[opcode::FORGET as usize] = "forget";
+    kinds[opcode::GETATTR as usize] = "getattr";
+    kinds[opcode::SETATTR as usize] = "setattr";
+    kinds[opcode::READLINK as usize] = "readlink";
+    kinds[opcode::SYMLINK as usize] = "symlink";
+    kinds[opcode::MKNOD as usize] = "mknod";
+    kinds[opcode::MKDIR as usize] = "mkdir";
+    kinds[opcode::UNLINK as usize] = "unlink";
+    kinds[opcode::RMDIR as usize] = "rmdir";
+    kinds[opcode::RENAME as usize] = "rename";
+    kinds[opcode::LINK as usize] = "link";
+    kinds[opcode::OPEN as usize] = "open";
+    kinds[opcode::READ as usize] = "read";
+    kinds[opcode::WRITE as usize] = "write";
+    kinds[opcode::STATFS as usize] = "statfs";
+    kinds[opcode::RELEASE as usize] = "release";
+    kinds[opcode::FSYNC as usize] = "fsync";
+    kinds[opcode::SETXATTR as usize] = "setxattr";
+    kinds[opcode::GETXATTR as usize] = "getxattr";
+    kinds[opcode::LISTXATTR as usize] = "listxattr";
+    kinds[opcode::REMOVEXATTR as usize] = "removexattr";
+    kinds[opcode::INIT as usize] = "init";
+    kinds[opcode::OPENDIR as usize] = "opendir";
+    kinds[opcode::READDIR as usize] = "readdir";
+    kinds[opcode::RELEASEDIR as usize] = "releasedir";
+    kinds[opcode::FSYNCDIR as usize] = "fsyncdir";
+    kinds[opcode::ACCESS as usize] = "access";
+    kinds[opcode::CREATE as usize] = "create";
+    kinds[opcode::INTERRUPT as usize] = "interrupt";
+    kinds[opcode::DESTROY as usize] = "destroy";
+    kinds[opcode::IOCTL as usize] = "ioctl";
+    kinds[opcode::BATCH_FORGET as usize] = "batch_forget";
+    kinds[opcode::FALLOCATE as usize] = "fallocate";
+    kinds[opcode::READDIRPLUS as usize] = "readdirplus";
+    kinds[opcode::RENAME2 as usize] = "rename2";
+    kinds[opcode::LSEEK as usize] = "lseek";
+    kinds[opcode::COPY_FILE_RANGE as usize] = "copy_file_range";
+    kinds[opcode::TMPFILE as usize] = "tmpfile";
+    kinds[opcode::STATX as usize] = "statx";
+    kinds
+};
+
 /// Returns the name of a request for the log.
 fn name(code: u32) -> &'static str {
-    match code {
-        opcode::LOOKUP => "lookup",
-        opcode::GETATTR => "getattr",
-        opcode::SETATTR => "setattr",
-        opcode::READLINK => "readlink",
-        opcode::SYMLINK => "symlink",
-        opcode::MKNOD => "mknod",
-        opcode::MKDIR => "mkdir",
-        opcode::UNLINK => "unlink",
-        opcode::RMDIR => "rmdir",
-        opcode::RENAME | opcode::RENAME2 => "rename",
-        opcode::LINK => "link",
-        opcode::OPEN => "open",
-        opcode::READ => "read",
-        opcode::WRITE => "write",
-        opcode::STATFS => "statfs",
-        opcode::RELEASE => "release",
-        opcode::FSYNC => "fsync",
-        opcode::SETXATTR => "setxattr",
-        opcode::GETXATTR => "getxattr",
-        opcode::LISTXATTR => "listxattr",
-        opcode::REMOVEXATTR => "removexattr",
-        opcode::OPENDIR => "opendir",
-        opcode::READDIR => "readdir",
-        opcode::RELEASEDIR => "releasedir",
-        opcode::FSYNCDIR => "fsyncdir",
-        opcode::ACCESS => "access",
-        opcode::CREATE => "create",
-        opcode::DESTROY => "destroy",
-        opcode::FALLOCATE => "fallocate",
-        opcode::READDIRPLUS => "readdirplus",
-        opcode::IOCTL => "ioctl",
-        opcode::LSEEK => "lseek",
-        opcode::COPY_FILE_RANGE => "copy_file_range",
-        opcode::TMPFILE => "tmpfile",
-        opcode::STATX => "statx",
-        _ => "an unknown request",
-    }
+    KINDS.get(code as usize).copied().filter(|name| !name.is_empty()).unwrap_or("an unknown request")
 }

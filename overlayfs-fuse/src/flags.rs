@@ -1,4 +1,5 @@
-//! The ioctls for the flags of chattr(1). The kernel passes only these ioctls on to a FUSE daemon.
+//! The ioctls for the flags of chattr(1). The kernel has them as calls of a filesystem, and
+//! passes them on to a FUSE daemon.
 
 use overlayfs::errno::{EINVAL, ENOTTY, EOPNOTSUPP, Error, Result};
 use zerocopy::{FromBytes, IntoBytes};

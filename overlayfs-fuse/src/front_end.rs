@@ -5,12 +5,14 @@
 //! which the kernel mostly remembers.
 
 use std::ffi::{OsStr, OsString};
+use std::sync::Weak;
 use std::time::Duration;
 
+use overlayfs::control::requests::Requests;
 use overlayfs::errno::{ENOSYS, ENOTTY, Error, Result};
 use zerocopy::IntoBytes;
 
-use crate::session::Notifier;
+use crate::session::{Notifier, Seat};
 use crate::wire::{Attr, Dirent, EntryOut, SetattrIn, valid_for};
 
 /// The process that makes a request.
@@ -22,6 +24,16 @@ pub struct Caller {
     pub gid: u32,
     /// 0 for the kernel itself.
     pub pid: u32,
+    /// The number of the request.
+    pub request: u64,
+}
+
+impl Caller {
+    /// Whether the kernel sent the request once more, since a daemon that was killed has not
+    /// answered it. It may be performed already.
+    pub fn asks_again(&self) -> bool {
+        self.request & crate::wire::RESENT != 0
+    }
 }
 
 /// An object in an answer.
@@ -29,6 +41,8 @@ pub struct Caller {
 pub struct NodeEntry {
     /// The number that the front end gave the object.
     pub node: u64,
+    /// Tells objects apart that have the same number one after the other.
+    pub generation: u32,
     /// Its attributes.
     pub attr: Attr,
 }
@@ -40,6 +54,8 @@ pub struct Opened {
     pub fh: u64,
     /// `FOPEN_*`.
     pub flags: u32,
+    /// The kernel's number of the backing, with `FOPEN_PASSTHROUGH`.
+    pub backing: i32,
 }
 
 /// The mode of a new object.
@@ -97,9 +113,22 @@ pub trait FrontEnd: Send + Sync {
     /// Starts. Called once, before the first request.
     fn begin(&self, _: Notifier) {}
 
+    /// Takes the way to put another front end in the place of this one. Called once, before the
+    /// first request.
+    fn sit(&self, _: Weak<Seat<Self>>)
+    where
+        Self: Sized,
+    {
+    }
+
     /// Does other work. A thread calls it between two requests. Only one thread at a time may wait
     /// here for the answers of others.
     fn rest(&self) {}
+
+    /// Whether [`FrontEnd::rest`] has something to do.
+    fn has_to_rest(&self) -> bool {
+        false
+    }
 
     /// Does regular work. A thread that does nothing else calls it, from the first request on.
     /// Returns the time until the next call.
@@ -137,7 +166,8 @@ pub trait FrontEnd: Send + Sync {
     fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()>;
     /// Gives an object one more name.
     fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry>;
-    /// `flags` are those of open(2).
+    /// `flags` are those of open(2). After the error ENOSYS the kernel calls [`FrontEnd::mknod`] in
+    /// place of this, then opens the file.
     fn create(
         &self,
         caller: Caller,
@@ -217,6 +247,14 @@ pub trait FrontEnd: Send + Sync {
     }
     /// Sets the flags that [`flags`](FrontEnd::flags) returns.
     fn set_flags(&self, _node: u64, _flags: u32) -> Result<()> {
+        Err(Error::new(ENOTTY))
+    }
+    /// Returns the counters of requests. None: nothing is counted.
+    fn requests(&self) -> Option<&Requests> {
+        None
+    }
+    /// Answers a frame of the channel ([`overlayfs::control`]) that was sent to an object.
+    fn control(&self, _: Caller, _node: u64, _request: &[u8]) -> Result<Vec<u8>> {
         Err(Error::new(ENOTTY))
     }
     /// `whence` is SEEK_DATA or SEEK_HOLE.
@@ -321,7 +359,8 @@ impl<'a> ListingReply<'a> {
 /// Makes the answer that names an entry, or says that there is none.
 pub(super) fn entry_out(entry: Option<&NodeEntry>, valid: Valid) -> EntryOut {
     let (sec, nsec) = valid_for(valid.usual);
-    let (node, attr) = entry.map_or_else(Default::default, |entry| (entry.node, entry.attr));
+    let (node, generation, attr) =
+        entry.map_or_else(Default::default, |entry| (entry.node, entry.generation.into(), entry.attr));
     let (attr_valid, attr_valid_nsec) = valid_for(valid.of(&attr));
-    EntryOut { node, generation: 0, entry_valid: sec, attr_valid, entry_valid_nsec: nsec, attr_valid_nsec, attr }
+    EntryOut { node, generation, entry_valid: sec, attr_valid, entry_valid_nsec: nsec, attr_valid_nsec, attr }
 }

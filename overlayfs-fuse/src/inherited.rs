@@ -34,6 +34,20 @@ pub unsafe fn close_descriptors(arguments: &[OsString]) {
     close_range(first, u32::MAX);
 }
 
+/// Marks the descriptors that these arguments name, except pipes, to be closed by execve(2).
+pub fn keep_named_pipes(arguments: &[OsString]) {
+    for number in arguments.iter().flat_map(|argument| named_descriptors(argument)) {
+        // SAFETY: both calls take a number and change no memory. A number without a descriptor is an
+        // error of the call.
+        unsafe {
+            let mut stat = std::mem::zeroed::<libc::stat>();
+            if libc::fstat(number as i32, &mut stat) == 0 && stat.st_mode & libc::S_IFMT != libc::S_IFIFO {
+                libc::fcntl(number as i32, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+        }
+    }
+}
+
 /// If the call fails, as before Linux 5.9, the descriptors stay open.
 fn close_range(first: u32, last: u32) {
     if first <= last {

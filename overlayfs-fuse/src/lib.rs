@@ -7,13 +7,17 @@
 //! | `options`, `usage` | the command line, and the text that explains it |
 //! | `inherited`, `logger`, `sandbox` | limits and signals of the parent, messages, dropped rights |
 //! | `patience` | how long a mount waits for another one of the same upper layer |
-//! | `mount` | mounting and unmounting |
-//! | `session` | the device, and the threads that take requests from it |
+//! | `mount`, `source` | mounting and unmounting; the source in `/proc/mounts` |
+//! | `session` | the threads that take requests, from the device or over io_uring |
 //! | `settle` | when changes are completed and synced, and for how long umount waits |
 //! | `dispatch`, `wire`, `flags` | from the bytes of a request to a call of the front end and back |
 //! | `front_end` | the trait of front ends, and its types |
 //! | `engine` | the front end that calls the engine |
 //! | `identity` | the owners that the mount shows |
+//! | `control` | the channel to a mount at work, and the commands that use it |
+//! | `succession` | the next daemon of a mount, which goes on with it |
+//! | `line` | messages between two processes |
+//! | `run` | the subcommand `run`: a command in an overlay of the system |
 //!
 //! The package `linux-delegate` has another front end, for tests. It sends each request through the
 //! scheme that serves Redox.
@@ -54,6 +58,8 @@
 
 #![warn(missing_docs, clippy::missing_errors_doc, clippy::too_many_lines)]
 
+mod comeback;
+pub mod control;
 pub mod dispatch;
 pub mod engine;
 mod flags;
@@ -61,17 +67,24 @@ pub mod front_end;
 pub mod identity;
 pub mod inherited;
 pub mod library;
+mod line;
 pub mod logger;
 pub mod mount;
+mod mountinfo;
 pub mod options;
 pub mod patience;
 pub mod program;
+pub mod run;
 pub mod sandbox;
 mod session;
 pub mod settle;
+mod source;
+mod succession;
+mod unmounter;
 pub mod usage;
+mod waker;
 pub mod wire;
 
 pub use front_end::FrontEnd;
 pub use library::{Builder, Mount, Overlay, Unmounted};
-pub use session::{Notifier, Running, Session};
+pub use session::{Notifier, Outside, Running, Service, Session};

@@ -25,7 +25,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use overlayfs::layer::OsLayer;
@@ -41,11 +41,13 @@ use overlayfs::process::mask_signals;
 use rustix::mount::MountFlags;
 use rustix::process::{Resource, getrlimit};
 
+use crate::control::About;
 use crate::engine::{EngineFrontEnd, Settings};
 use crate::mount as fuse_mount;
 use crate::options::MountOptions;
 use crate::sandbox::Sandbox;
-use crate::session::{Running, Session};
+use crate::session::{Running, Service, Session};
+use crate::source;
 
 /// How many threads take requests, unless the options say it.
 const THREADS: usize = 4;
@@ -151,17 +153,11 @@ impl Builder {
     ///
     /// Each variant of [`enum@Error`] but [`Error::Tool`].
     pub fn mount(self, point: impl AsRef<Path>) -> Result<Mount, Error> {
-        let Builder { mut options, wrong } = self;
-        wrong.map_or(Ok(()), Err).and_then(|()| options.layers.check()).map_err(Error::Options)?;
-        options.layers = resolved(&options.layers);
         let point = point.as_ref();
         let point = point.canonicalize().map_err(|cause| at("mount at", point, cause))?;
-        let layers = options.layers.clone();
-        let (ready, is_ready) = mpsc::channel();
         let place = point.clone();
-        let keep = move || Keeper { options, place, ready }.run();
-        let spawned = thread::Builder::new().name("overlay".to_owned()).spawn(keep);
-        let keeper = spawned.map_err(|cause| at("start a thread for", &point, cause))?;
+        let started = self.start(point.clone(), move |options| fuse_mount::mount(&place, options))?;
+        let Started { layers, keeper, is_ready } = started;
         let mount = Mount { layers, point, keeper: Some(keeper) };
         match is_ready.recv() {
             Ok(Step::Serving) => Ok(mount),
@@ -170,10 +166,39 @@ impl Builder {
             Err(_) => Err(mount.end_failed(false)),
         }
     }
+
+    /// Starts the threads of a mount that is shown at `place`. `mount` makes it, once the layers
+    /// are stacked, and returns its device.
+    pub(crate) fn start(
+        self,
+        place: PathBuf,
+        mount: impl FnOnce(&fuse_mount::Options) -> io::Result<OwnedFd> + Send + 'static,
+    ) -> Result<Started, Error> {
+        let Builder { mut options, wrong } = self;
+        wrong.map_or(Ok(()), Err).and_then(|()| options.layers.check()).map_err(Error::Options)?;
+        options.layers = resolved(&options.layers);
+        let layers = options.layers.clone();
+        let (ready, is_ready) = mpsc::channel();
+        let shown = place.clone();
+        let keep = move || Keeper { options, place, ready }.run(mount);
+        let spawned = thread::Builder::new().name("overlay".to_owned()).spawn(keep);
+        let keeper = spawned.map_err(|cause| at("start a thread for", &shown, cause))?;
+        Ok(Started { layers, keeper, is_ready })
+    }
+}
+
+/// A mount whose threads were started.
+pub(crate) struct Started {
+    layers: Options,
+    /// The first thread. It returns after the unmount, when all changes are complete and synced.
+    pub keeper: JoinHandle<Result<(), Error>>,
+    /// Tells how far the mount came. It ends without [`Step::Serving`] if the mount failed.
+    pub is_ready: Receiver<Step>,
 }
 
 /// How far a mount came.
-enum Step {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
     /// It is mounted, but no thread serves it.
     Mounted,
     /// Programs can use it.
@@ -190,7 +215,7 @@ struct Keeper {
 impl Keeper {
     /// Mounts and serves until the unmount. Then completes and syncs the changes, and unlocks the
     /// layers.
-    fn run(self) -> Result<(), Error> {
+    fn run(self, mounter: impl FnOnce(&fuse_mount::Options) -> io::Result<OwnedFd>) -> Result<(), Error> {
         let Self { options, place, ready } = self;
         let failed = |action, cause: io::Error| at(action, &place, cause);
         own_umask().map_err(|cause| failed("give a umask of its own to", cause))?;
@@ -198,17 +223,19 @@ impl Keeper {
         let overlay = Arc::new(mount(&options.layers).map_err(Error::Layers)?);
         let holder = Holder::this(place.clone());
         sign(&overlay, &holder);
-        let sandbox = Sandbox::new(&options.layers).map_err(|cause| at("confine", &place, cause))?;
-        let device =
-            fuse_mount::mount(&place, &mount_options(&options, &overlay)).map_err(|cause| failed("mount at", cause))?;
-        let running = begin(&options, &overlay, device, sandbox).map_err(|cause| {
-            let _ = ready.send(Step::Mounted);
-            failed("serve", cause)
-        })?;
+        let sandbox = Sandbox::new(&options).map_err(|cause| at("confine", &place, cause))?;
+        let device = mounter(&mount_options(&options, &overlay)).map_err(|cause| failed("mount at", cause))?;
+        let running = begin(&options, &overlay, About::this(&place, &options, overlay.format_name()), device, sandbox)
+            .map_err(|cause| {
+                let _ = ready.send(Step::Mounted);
+                failed("serve", cause)
+            })?;
         // The receiver waits for it.
         let _ = ready.send(Step::Serving);
         drop(ready);
-        let (served, _) = running.run(|| sign(&overlay, &Holder { ending: true, ..holder }));
+        let served = running.run(None, || sign(&overlay, &Holder { ending: true, ..holder }));
+        // No other process takes the mount of a library over.
+        let served = served.map_or(Ok(()), |(served, _)| served);
         let settled = overlay.complete_and_sync().and_then(|()| overlay.retire());
         served.map_err(|cause| failed("serve", cause))?;
         settled.map_err(|cause| at("complete and sync the changes of", &place, cause))
@@ -228,7 +255,7 @@ fn mount_options(options: &MountOptions, overlay: &Engine<OsLayer>) -> fuse_moun
     let mut flags = options.flags;
     flags.set(MountFlags::RDONLY, overlay.is_read_only());
     fuse_mount::Options {
-        source: options.source.clone().unwrap_or_else(|| "overlayfs".into()),
+        source: options.source.clone().unwrap_or_else(|| source::of(&options.layers)),
         flags,
         allow_other: rustix::process::geteuid().is_root() || options.allow_other,
         default_permissions: true,
@@ -260,13 +287,19 @@ fn end(layers: &Options, ending: impl FnOnce() -> Result<(), Error> + Send) -> R
 fn begin(
     options: &MountOptions,
     overlay: &Arc<Engine<OsLayer>>,
+    about: About,
     device: OwnedFd,
     sandbox: Sandbox,
 ) -> io::Result<Running<EngineFrontEnd<OsLayer>>> {
     let is_limited = getrlimit(Resource::Fsize).current.is_some();
-    let front_end = EngineFrontEnd::new(overlay.clone(), Settings::of(options, is_limited));
-    let threads = options.max_threads.map_or(THREADS, std::num::NonZeroUsize::get).max(2);
-    let session = Session::start(device, front_end, threads, None)?;
+    let front_end = EngineFrontEnd::new(overlay.clone(), Settings::of(options, is_limited)).with_channel(about);
+    let most = options.max_threads.map(std::num::NonZeroUsize::get);
+    let service = Service {
+        threads: most.unwrap_or(THREADS).max(2),
+        most: most.unwrap_or(usize::MAX),
+        io_uring: options.io_uring,
+    };
+    let session = Session::start(device, front_end, service, None)?;
     sandbox.enter();
     session.start_threads()
 }

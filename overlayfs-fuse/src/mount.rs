@@ -1,30 +1,35 @@
 //! Mounts and unmounts: by system calls, or by `fusermount3` for a user without the right to mount.
 //!
-//! Both need rights that the daemon drops before it serves. So a process of its own keeps them,
-//! does nothing else, and waits for the unmount. Three more of its threads serve [`crate::settle`].
-//! One makes the kernel wait before it takes the filesystem down, and one finds out whether it is
-//! about to. The third makes the ending: what happens to the changes after a clean unmount.
+//! Both need rights that the daemon drops before it serves. So a process of its own keeps them, and
+//! works for the daemon over a few lines (`unmounter`). It unmounts. For [`crate::settle`] it makes
+//! the kernel wait before it takes the filesystem down, finds out whether it is about to, and makes
+//! the ending: what happens to the changes after a clean unmount. It starts the next daemon
+//! (`succession`), which talks to it over the same lines.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use overlayfs::process::{Side, Streams, fork};
+use overlayfs::process::{Side, fork};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recv, recvmsg,
+    socketpair,
 };
+
+use crate::line::Line;
+use crate::succession::{Program, Starter};
+use crate::unmounter;
+use crate::waker::Waker;
 
 /// The type of the filesystem in `/proc/mounts`.
 pub const TYPE: &str = "fuse.overlayfs-fuse";
@@ -105,6 +110,27 @@ impl Device {
         Ok(Self { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
     }
 
+    /// Returns the number of the filesystem of an open file, without a request to it.
+    ///
+    /// # Errors
+    ///
+    /// - The errors of statx(2).
+    pub fn of(file: &File) -> io::Result<Self> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+        let stat = rustix::fs::statx(file, c"", flags, StatxFlags::empty())?;
+        Ok(Self { major: stat.stx_dev_major, minor: stat.stx_dev_minor })
+    }
+
+    /// Makes it of its parts.
+    pub(crate) fn new(major: u32, minor: u32) -> Self {
+        Self { major, minor }
+    }
+
+    /// Returns its parts.
+    pub(crate) fn parts(self) -> (u32, u32) {
+        (self.major, self.minor)
+    }
+
     /// Returns the number in the form of ustat(2).
     fn number(self) -> u32 {
         crate::wire::device_to_wire(libc::makedev(self.major, self.minor))
@@ -121,43 +147,86 @@ impl fmt::Display for Device {
 /// A process that waits to unmount the mount at a path. It ends with this one.
 pub struct Unmounter(UnixStream);
 
+/// The ways to the process `unmounter`.
+pub(crate) struct Threads {
+    pub unmounter: Unmounter,
+    pub ender: Ender,
+    pub waiter: Waiter,
+    pub prober: Prober,
+    pub starter: Starter,
+}
+
+impl Threads {
+    /// Takes the lines over from another process.
+    pub fn again([unmounter, ender, waiter, prober, starter]: [OwnedFd; 5]) -> Self {
+        Self {
+            unmounter: Unmounter(unmounter.into()),
+            ender: Ender(ender.into()),
+            waiter: Waiter(waiter.into()),
+            prober: Prober::new(prober.into()),
+            starter: Starter::new(Line::from(starter)),
+        }
+    }
+
+    /// Returns all lines but that of the starter once more, for another process: to unmount, to
+    /// end, to wait, to probe.
+    ///
+    /// # Errors
+    ///
+    /// - EMFILE: too many descriptors are open.
+    pub fn lines(&self) -> io::Result<[OwnedFd; 4]> {
+        let again = |line: &UnixStream| line.as_fd().try_clone_to_owned();
+        let Self { unmounter, ender, waiter, prober, starter: _ } = self;
+        Ok([again(&unmounter.0)?, again(&ender.0)?, again(&waiter.0)?, again(&prober.line)?])
+    }
+}
+
+impl AsFd for Unmounter {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Unmounter {
     /// Starts the process for a later mount at `path`, which must be absolute. [`Ender::end`] calls
-    /// `ending` there. The caller must have no other threads. Nor may it have opened a file that
-    /// must be closed at its end.
+    /// `ending` there, and [`Starter::start`] runs `program`. The caller must have no other
+    /// threads. Nor may it have opened a file that must be closed at its end.
     ///
     /// # Errors
     ///
     /// - EAGAIN: the system has no more processes for the user.
     /// - EMFILE: there is no descriptor for the sockets.
-    pub fn start(
+    pub(crate) fn start(
         path: &Path,
         ending: impl FnOnce() -> Result<(), String> + Send + 'static,
-    ) -> io::Result<(Self, Ender, Waiter, Prober)> {
+        program: Program,
+    ) -> io::Result<Threads> {
         let (ours, theirs) = UnixStream::pair()?;
-        let (mut ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
+        let (ours_to_wait, theirs_to_wait) = UnixStream::pair()?;
         let (ours_to_probe, theirs_to_probe) = UnixStream::pair()?;
         let (ours_to_end, theirs_to_end) = UnixStream::pair()?;
+        let (ours_to_start, theirs_to_start) = Line::pair()?;
+        let lines = unmounter::Lines {
+            waker: Waker::new()?,
+            unmount: theirs,
+            wait: theirs_to_wait,
+            probe: theirs_to_probe,
+            end: theirs_to_end,
+            start: theirs_to_start,
+        };
         // SAFETY: there is no other thread, so the child has all that this process has.
         match unsafe { fork()? } {
             Side::Child => {
-                drop((ours, ours_to_wait, ours_to_probe, ours_to_end));
-                // Without these threads the mount works, and umount does not wait.
-                let _ = std::thread::Builder::new().spawn(|| wait_in_ustat(theirs_to_wait));
-                let _ = std::thread::Builder::new().spawn(|| probe_with_ustat(theirs_to_probe));
-                // Without this one, the daemon says that the changes stay.
-                let _ = std::thread::Builder::new().spawn(|| wait_to_end(theirs_to_end, ending));
-                wait_to_unmount(theirs, path);
-                // SAFETY: takes a number and does not return. The parent's work at its end is not
-                // this child's.
-                unsafe { libc::_exit(0) }
+                drop((ours, ours_to_wait, ours_to_probe, ours_to_end, ours_to_start));
+                unmounter::serve(&lines, path, ending, &program);
             }
-            Side::Parent(_) => {
-                drop((theirs, theirs_to_wait, theirs_to_probe, theirs_to_end));
-                let mut thread = [0; size_of::<u32>()];
-                let thread = ours_to_wait.read_exact(&mut thread).map_or(0, |()| u32::from_ne_bytes(thread));
-                Ok((Self(ours), Ender(ours_to_end), Waiter { line: ours_to_wait, thread }, Prober(ours_to_probe)))
-            }
+            Side::Parent(_) => Ok(Threads {
+                unmounter: Self(ours),
+                ender: Ender(ours_to_end),
+                waiter: Waiter(ours_to_wait),
+                prober: Prober::new(ours_to_probe),
+                starter: Starter::new(ours_to_start),
+            }),
         }
     }
 
@@ -168,10 +237,28 @@ impl Unmounter {
     ///
     /// - EINVAL: nothing is mounted at the path.
     /// - EPIPE: the process has ended.
-    pub fn unmount(&mut self) -> io::Result<()> {
-        self.0.write_all(&[0])?;
+    pub fn unmount(&self) -> io::Result<()> {
+        self.ask()?;
+        self.answer()
+    }
+
+    /// Begins with [`Unmounter::unmount`].
+    ///
+    /// # Errors
+    ///
+    /// - EPIPE: the process has ended.
+    pub fn ask(&self) -> io::Result<()> {
+        (&self.0).write_all(&[0])
+    }
+
+    /// Waits for the result. The line is readable when it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Unmounter::unmount`].
+    pub fn answer(&self) -> io::Result<()> {
         let mut answer = [0; size_of::<i32>()];
-        self.0.read_exact(&mut answer)?;
+        (&self.0).read_exact(&mut answer)?;
         match i32::from_ne_bytes(answer) {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(errno)),
@@ -179,8 +266,8 @@ impl Unmounter {
     }
 }
 
-/// A thread of the process `unmounter`. It makes the ending: what happens to the changes after the
-/// unmount. It is not the thread that unmounts, since umount waits for the ending.
+/// The way to a thread of the process `unmounter` that makes the ending: what happens to the
+/// changes after the unmount.
 pub struct Ender(UnixStream);
 
 impl Ender {
@@ -209,179 +296,92 @@ impl Ender {
     }
 }
 
-/// Makes the ending at the request of the other process, and answers with the length of a sentence
-/// and the sentence. If the other process dies without that request, there is no ending.
-fn wait_to_end(mut line: UnixStream, ending: impl FnOnce() -> Result<(), String>) {
-    if line.read_exact(&mut [0]).is_ok() {
-        let sentence = ending().err().unwrap_or_default();
-        // If the other process is gone, no process waits.
-        let _ = line.write_all(&[&(sentence.len() as u32).to_ne_bytes(), sentence.as_bytes()].concat());
-    }
-}
+/// The way to a thread of the process `unmounter` that asks for the space that is left in a
+/// filesystem, and waits for the answer.
+pub struct Waiter(UnixStream);
 
-/// A thread of the process `unmounter`. It asks for the space that is left in a filesystem, and
-/// waits for the answer.
-pub struct Waiter {
-    line: UnixStream,
-    /// The number of the thread; 0 if there is none.
-    thread: u32,
+/// What the thread says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The thread with this number, which is in its request, begins to wait.
+    Begins(u32),
+    /// The wait that [`Waiter::ask`] got this number for has ended.
+    Ends(u32),
 }
 
 impl Waiter {
-    /// Returns the number of the thread, which is in its requests.
-    pub fn thread(&self) -> u32 {
-        self.thread
-    }
-
-    /// Makes it begin to wait. `number` names this wait.
+    /// Makes a thread begin to wait. `number` names this wait.
     ///
     /// # Errors
     ///
-    /// - ENOENT: the process has no such thread.
     /// - EPIPE: the process has ended.
     pub fn ask(&self, device: Device, number: u32) -> io::Result<()> {
-        if self.thread == 0 {
-            return Err(ErrorKind::NotFound.into());
-        }
         let words = [device.number(), number].map(u32::to_ne_bytes);
-        (&self.line).write_all(words.as_flattened())
+        (&self.0).write_all(words.as_flattened())
     }
 
-    /// Returns the socket that is readable when a wait has ended.
+    /// Returns the socket that is readable when the thread has said something.
     pub fn line(&self) -> &UnixStream {
-        &self.line
+        &self.0
     }
 
-    /// Returns the number of the wait that has ended.
+    /// Returns the next that the thread has said. It says that it begins before it makes its
+    /// request.
     ///
     /// # Errors
     ///
+    /// - `WouldBlock`: it has said nothing more.
     /// - `UnexpectedEof`: the process has ended.
-    pub fn take_end(&self) -> io::Result<u32> {
-        let mut number = [0; size_of::<u32>()];
-        (&self.line).read_exact(&mut number)?;
-        Ok(u32::from_ne_bytes(number))
+    pub fn hear(&self) -> io::Result<Said> {
+        let mut words = [[0; size_of::<u32>()]; 2];
+        match recv(&self.0, words.as_flattened_mut(), RecvFlags::DONTWAIT)? {
+            (_, length) if length < words.as_flattened().len() => Err(ErrorKind::UnexpectedEof.into()),
+            _ => {
+                let [thread, number] = words.map(u32::from_ne_bytes);
+                Ok(if thread == 0 { Said::Ends(number) } else { Said::Begins(thread) })
+            }
+        }
     }
 }
 
-/// Threads of the process `unmounter`. They find out whether a thread waits for the lock that a
-/// [`Waiter`] holds.
-pub struct Prober(UnixStream);
+/// The way to threads of the process `unmounter` that find out whether a thread waits for the lock
+/// that a [`Waiter`] holds.
+pub struct Prober {
+    line: UnixStream,
+    /// The number of the next question. The answer has it too: a daemon that was killed may have
+    /// left a question without an answer.
+    next: AtomicU32,
+}
 
 impl Prober {
+    fn new(line: UnixStream) -> Self {
+        // No other process of the mount has asked with these numbers lately.
+        Self { line, next: AtomicU32::new(std::process::id() << 8) }
+    }
+
     /// Whether umount or a remount of the filesystem waits. None: unknown. Each call causes a
     /// request, which another thread must answer.
     pub fn is_awaited(&self, device: Device) -> Option<bool> {
-        let mut line = &self.0;
-        let mut answer = [0];
-        line.write_all(&device.number().to_ne_bytes()).and_then(|()| line.read_exact(&mut answer)).ok()?;
-        match answer[0] {
-            NOT_AWAITED => Some(false),
-            AWAITED => Some(true),
-            _ => None,
+        let mut line = &self.line;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        line.write_all([device.number(), number].map(u32::to_ne_bytes).as_flattened()).ok()?;
+        loop {
+            let (mut of, mut answer) = ([0; size_of::<u32>()], [0]);
+            line.read_exact(&mut of).and_then(|()| line.read_exact(&mut answer)).ok()?;
+            match answer[0] {
+                _ if u32::from_ne_bytes(of) != number => {}
+                NOT_AWAITED => return Some(false),
+                AWAITED => return Some(true),
+                _ => return None,
+            }
         }
     }
 }
 
 /// The answers to a [`Prober`].
-const NOT_AWAITED: u8 = 0;
-const AWAITED: u8 = 1;
-const UNKNOWN: u8 = 2;
-
-/// How long to look for the answer, in milliseconds.
-const PROBE: u32 = 500;
-
-/// Asks for the space that is left in the filesystem with this number, by ustat(2).
-#[cfg(target_arch = "x86_64")]
-fn ustat(device: u32) {
-    let mut answer = [0_u64; 8];
-    // SAFETY: takes a number, and writes a structure of 32 bytes to memory that has room for it.
-    unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
-}
-
-/// Makes another thread call ustat(2) at each question of the daemon. Its reply says whether the
-/// call has ended, or waits for a lock.
-#[cfg(target_arch = "x86_64")]
-fn probe_with_ustat(line: UnixStream) {
-    let mut line = line;
-    let (questions, to_ask) = mpsc::channel();
-    let (say_who, who) = mpsc::channel();
-    let under_way = Arc::new(AtomicBool::new(false));
-    let busy = under_way.clone();
-    let asking = std::thread::Builder::new().spawn(move || {
-        let _ = say_who.send(rustix::thread::gettid());
-        for device in to_ask {
-            ustat(device);
-            busy.store(false, Ordering::Release);
-        }
-    });
-    let (Ok(_), Ok(thread)) = (asking, who.recv()) else { return };
-    let mut device = [0; size_of::<u32>()];
-    while line.read_exact(&mut device).is_ok() {
-        // A call that waits since an earlier question is the answer.
-        if !under_way.swap(true, Ordering::AcqRel) && questions.send(u32::from_ne_bytes(device)).is_err() {
-            return;
-        }
-        let found = (0..PROBE).find_map(|_| {
-            std::thread::sleep(Duration::from_millis(1));
-            let waits = || waits_for_superblock(thread).then_some(AWAITED);
-            if under_way.load(Ordering::Acquire) { waits() } else { Some(NOT_AWAITED) }
-        });
-        if line.write_all(&[found.unwrap_or(UNKNOWN)]).is_err() {
-            return;
-        }
-    }
-}
-
-/// Whether a thread of this process waits for the lock of a superblock, in a sleep that no signal
-/// ends.
-#[cfg(target_arch = "x86_64")]
-fn waits_for_superblock(thread: rustix::thread::Pid) -> bool {
-    let read = |name| std::fs::read_to_string(format!("/proc/self/task/{}/{name}", thread.as_raw_nonzero()));
-    // The state follows the name, which is in parentheses.
-    let sleeps = read("stat").is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('D')));
-    // A kernel without names of functions writes 0.
-    let place = if sleeps { read("wchan") } else { return false };
-    place.is_ok_and(|place| place.contains("super") || place == "0")
-}
-
-/// ustat(2) does not exist here.
-#[cfg(not(target_arch = "x86_64"))]
-fn probe_with_ustat(_: UnixStream) {}
-
-/// Waits in ustat(2) at each request of the other process, and tells it when the call has ended.
-#[cfg(target_arch = "x86_64")]
-fn wait_in_ustat(line: UnixStream) {
-    let mut line = line;
-    let thread = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-    let (mut device, mut number) = ([0; size_of::<u32>()], [0; size_of::<u32>()]);
-    let mut said = line.write_all(&thread.to_ne_bytes());
-    while said.is_ok() && line.read_exact(&mut device).and_then(|()| line.read_exact(&mut number)).is_ok() {
-        ustat(u32::from_ne_bytes(device));
-        said = line.write_all(&number);
-    }
-}
-
-/// ustat(2) does not exist here.
-#[cfg(not(target_arch = "x86_64"))]
-fn wait_in_ustat(_: UnixStream) {}
-
-/// Unmounts at each request of the other process, and answers an errno or 0, until that process has
-/// ended.
-fn wait_to_unmount(mut line: UnixStream, path: &Path) {
-    // So a search for the daemon by its name finds only the daemon.
-    let _ = rustix::thread::set_name(c"unmounter");
-    // A process that waits for the end of the daemon's output must not wait for this process. If
-    // that fails, the streams stay.
-    let _ = Streams::open().and_then(Streams::put_in_place);
-    let _ = std::env::set_current_dir("/");
-    while line.read_exact(&mut [0]).is_ok() {
-        let errno = unmount(path, true).err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
-        if line.write_all(&errno.to_ne_bytes()).is_err() {
-            return;
-        }
-    }
-}
+pub(crate) const NOT_AWAITED: u8 = 0;
+pub(crate) const AWAITED: u8 = 1;
+pub(crate) const UNKNOWN: u8 = 2;
 
 /// Unmounts the mount at `path`; `detach` also where a program uses it.
 ///

@@ -14,9 +14,15 @@ use std::time::Duration;
 
 use overlayfs::format::Wanted;
 use overlayfs::options::{Ending, Error, KEYS, ListItem, Options, split_list, unknown};
+use overlayfs::usage::Explained;
 use rustix::mount::MountFlags;
 
+use crate::control::{COMMANDS, Request, about};
 use crate::identity::{IdMap, Identity, Range};
+use crate::logger::Target;
+use crate::run;
+use crate::run::options::{Asked, Run};
+use crate::succession::{self, Identities};
 use crate::usage::PROGRAM;
 
 /// The command line of a mount.
@@ -34,8 +40,8 @@ pub struct MountOptions {
     pub foreground: bool,
     /// Which messages are logged.
     pub verbosity: Verbosity,
-    /// A file to which messages are appended.
-    pub log: Option<PathBuf>,
+    /// Where messages go. None: to standard error, in the background to syslog.
+    pub log: Option<Target>,
     /// The flags that mount(2) takes for any filesystem. [`MountFlags::RDONLY`] is not among them:
     /// it follows from the layers.
     pub flags: MountFlags,
@@ -49,10 +55,18 @@ pub struct MountOptions {
     pub acl: bool,
     /// The kernel holds written data back.
     pub writeback: bool,
+    /// The kernel reads large files from their layers itself.
+    pub passthrough: bool,
     /// How long the kernel may keep an answer. None: without end.
     pub timeout: Option<Duration>,
     /// How many requests run at once. None: the default of the program.
     pub max_threads: Option<NonZeroUsize>,
+    /// Whether requests come over io_uring.
+    pub io_uring: IoUring,
+    /// The mount goes on after its process was killed.
+    pub comeback: bool,
+    /// The mount options as they were given, without those that name layers.
+    pub given: Vec<OsString>,
 }
 
 impl Default for MountOptions {
@@ -71,10 +85,26 @@ impl Default for MountOptions {
             static_nlink: false,
             acl: true,
             writeback: true,
+            passthrough: false,
             timeout: None,
             max_threads: None,
+            io_uring: IoUring::default(),
+            comeback: false,
+            given: Vec::new(),
         }
     }
+}
+
+/// Whether requests come over io_uring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoUring {
+    /// Where the kernel offers it.
+    #[default]
+    Auto,
+    /// Without it there is no mount.
+    On,
+    /// They never do.
+    Off,
 }
 
 /// How much is logged.
@@ -101,13 +131,19 @@ pub enum Command {
     /// Changes the flags of an existing mount: [`MountOptions::flags`], and whether it is
     /// read-only.
     Remount(Box<MountOptions>),
+    /// Goes on with a mount that another process serves.
+    TakeOver(Box<MountOptions>, Identities),
+    /// A command for a mount at work.
+    Control(Request),
+    /// Runs a command in an overlay of the system.
+    Run(Box<Run>),
 }
 
 /// Applies an option with its value.
 type Apply = fn(&mut MountOptions, &ListItem) -> Result<(), Error>;
 
 /// The options with a value that is checked.
-const CHECKED: [(&str, Apply); 26] = [
+const CHECKED: [(&str, Apply); 30] = [
     ("remount", |options, item| item.switch(&mut options.remount, true)),
     ("allow_other", |options, item| item.switch(&mut options.allow_other, true)),
     ("uidmapping", |options, item| set(&mut options.identity.users, id_map(item))),
@@ -127,13 +163,20 @@ const CHECKED: [(&str, Apply); 26] = [
         let one = [("0", Some(NonZeroUsize::MIN)), ("1", None)];
         set(&mut options.max_threads, item.choice(&one))
     }),
+    ("io_uring", |options, item| {
+        let modes = [("auto", IoUring::Auto), ("on", IoUring::On), ("off", IoUring::Off)];
+        set(&mut options.io_uring, item.choice(&modes))
+    }),
+    ("comeback", |options, item| item.switch(&mut options.comeback, true)),
     ("writeback", |options, item| set(&mut options.writeback, item.choice(&[("0", false), ("1", true)]))),
+    ("passthrough", |options, item| item.switch(&mut options.passthrough, true)),
     ("fsync", |options, item| set(&mut options.layers.volatile, item.choice(&[("0", true), ("1", false)]))),
+    ("snapshots", |options, item| set(&mut options.layers.snapshots, item.value("DIR").map(|dir| Some(dir.into())))),
     ("format", |options, item| {
         let formats = [("oci", Wanted::Oci), ("kernel", Wanted::Kernel)];
         set(&mut options.layers.format, item.choice(&formats).map(Some))
     }),
-    ("log", |options, item| set(&mut options.log, item.value("FILE").map(|file| Some(file.into())))),
+    ("log", |options, item| set(&mut options.log, item.value("TARGET").map(|target| Some(Target::of(target.into()))))),
     ("fsname", |options, item| set(&mut options.source, item.value("NAME").map(Some))),
     ("debug", |options, item| {
         options.verbosity = Verbosity::Debug;
@@ -144,7 +187,8 @@ const CHECKED: [(&str, Apply); 26] = [
     // Inode numbers are always those of `on`.
     ("xino", |_, item| item.choice(&[("off", ()), ("auto", ()), ("on", ())])),
     ("index", |_, item| only(item, "off", "hard links are kept without it")),
-    ("nfs_export", |_, item| only(item, "off", "the tree cannot be exported by NFS")),
+    // File handles are always those of `on`.
+    ("nfs_export", |_, item| item.choice(&[("off", ()), ("on", ())])),
     ("uuid", |_, item| item.choice(&[("auto", ()), ("null", ()), ("off", ())])),
     // The unmount completes every copy, and the overlay reads those of the kernel's overlayfs.
     ("metacopy", |_, item| item.choice(&[("off", ()), ("on", ())])),
@@ -243,6 +287,28 @@ impl Command {
     ///
     /// - A sentence names the word that does not fit.
     pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
+        let words: Vec<_> = words.into_iter().collect();
+        if let Some(request) = Request::parse(&words, &COMMANDS, "mount point") {
+            return request.map(Self::Control);
+        }
+        if words.first().is_some_and(|word| word == succession::WORD) {
+            let layers = words.get(1).and_then(|word| Identities::parse(word));
+            return match (Self::parse_mount(words.into_iter().skip(2))?, layers) {
+                (Self::Mount(options), Some(layers)) => Ok(Self::TakeOver(options, layers)),
+                _ => Err(Error::new("The command line is not that of a mount.")),
+            };
+        }
+        if words.first().is_some_and(|word| word == "run") {
+            return Ok(match run::options::parse(words.into_iter().skip(1))? {
+                Asked::Help => Self::Help,
+                Asked::Run(run) => Self::Run(run),
+            });
+        }
+        Self::parse_mount(words)
+    }
+
+    /// Parses the command line of a mount.
+    fn parse_mount(words: impl IntoIterator<Item = OsString>) -> Result<Self, Error> {
         use lexopt::Arg::{Long, Short, Value};
 
         let mut options = MountOptions::default();
@@ -264,7 +330,7 @@ impl Command {
                 }
                 Value(word) => places.push(word),
                 Short(other) => return Err(Error::new(format!("There is no option -{other}."))),
-                Long(other) => return Err(unknown("option", &format!("--{other}"), &PROGRAM.long_words())),
+                Long(other) => return Err(unknown("option", &format!("--{other}"), &words_of_a_mount())),
             }
         }
         let mut places = places.into_iter();
@@ -289,14 +355,30 @@ impl Command {
             return Ok(Self::Remount(Box::new(options)));
         }
         options.layers.check()?;
+        options.check_passthrough()?;
         Ok(Self::Mount(Box::new(options)))
     }
 }
 
 impl MountOptions {
+    /// Checks that a mount whose large files the kernel reads itself is read-only.
+    ///
+    /// # Errors
+    ///
+    /// - A sentence says how to make it so.
+    fn check_passthrough(&self) -> Result<(), Error> {
+        if !self.passthrough || self.layers.read_only || self.layers.upper.is_none() {
+            return Ok(());
+        }
+        Err(Error::new("The mount option passthrough needs a read-only mount: add ro, or leave upperdir out."))
+    }
+
     /// Applies one item of an `-o` list.
     pub(crate) fn add(&mut self, item: &ListItem) -> Result<(), Error> {
         let key = item.key.as_str();
+        if !about::names_layers(key) {
+            self.given.push(about::written(key, item.raw_value()));
+        }
         if KEYS.contains(&key) {
             self.layers.add(item)
         } else if let Some((_, apply)) = CHECKED.iter().find(|(known, _)| *known == key) {
@@ -315,11 +397,23 @@ impl MountOptions {
     }
 }
 
+/// Returns the words for a mount that begin with two dashes.
+fn words_of_a_mount() -> Vec<&'static str> {
+    explained().filter(|name| name.starts_with("--")).collect()
+}
+
 /// Returns the names of all mount options that are not refused.
 fn accepted() -> impl Iterator<Item = &'static str> {
     let checked = CHECKED.iter().map(|(key, _)| *key);
     let flags = FLAGS.iter().map(|(key, ..)| *key);
     KEYS.into_iter().chain(checked).chain(flags).chain(WITHOUT_EFFECT)
+}
+
+/// Returns the names of the options of a mount that `usage` explains.
+fn explained() -> impl Iterator<Item = &'static str> {
+    let of_command = |title| PROGRAM.commands.iter().any(|(name, _)| title == format!("Options of {name}"));
+    let groups = PROGRAM.groups.iter().filter(move |group| !of_command(group.title));
+    groups.flat_map(|group| group.options).flat_map(Explained::forms).map(|(name, _)| name)
 }
 
 fn set<T>(slot: &mut T, value: Result<T, Error>) -> Result<(), Error> {
@@ -417,9 +511,9 @@ mod tests {
         assert_eq!(options.mount_point, PathBuf::from("/m"));
         assert_eq!(options.source, None);
         assert!(!options.foreground && !options.allow_other && !options.static_nlink);
-        assert!(options.acl && options.writeback);
+        assert!(options.acl && options.writeback && !options.passthrough);
         assert_eq!(options.verbosity, Verbosity::Quiet);
-        assert_eq!((options.timeout, options.max_threads), (None, None));
+        assert_eq!((options.timeout, options.max_threads, options.io_uring), (None, None, IoUring::Auto));
         assert!(options.identity.is_plain() && options.flags.is_empty());
     }
 
@@ -455,7 +549,7 @@ mod tests {
         assert_eq!(options.mount_point, PathBuf::from("/m"));
         assert_eq!(options.flags, MountFlags::NOSUID | MountFlags::RELATIME);
         assert!(options.layers.read_only);
-        let options = list("lowerdir+=/a:b,lowerdir+=/c,index=off,nfs_export=off,uuid=null");
+        let options = list("lowerdir+=/a:b,lowerdir+=/c,index=off,nfs_export=on,uuid=null");
         assert_eq!(options.layers.lowers, paths(&["/l", "/a:b", "/c"]));
     }
 
@@ -497,6 +591,9 @@ mod tests {
         assert_eq!(list("timeout=1000000000.0").timeout, Some(Duration::from_secs(1_000_000_000)));
         assert_eq!(list("max_threads=12").max_threads, NonZeroUsize::new(12));
         assert_eq!(list("threaded=0").max_threads, NonZeroUsize::new(1));
+        assert!(list("passthrough").passthrough && list("passthrough,upperdir=/u,ro").passthrough);
+        assert_eq!(list("io_uring=on").io_uring, IoUring::On);
+        assert_eq!(list("io_uring=on,io_uring=off").io_uring, IoUring::Off);
         assert!(list("fsync=0").layers.volatile);
         assert!(!list("fsync=1").layers.volatile);
         assert!(!list("writeback=0").writeback);
@@ -559,10 +656,15 @@ mod tests {
             (&["-o", "timeout=soon"], "The mount option timeout needs a number of seconds, which soon is not."),
             (&["-o", "timeout=-1"], "The mount option timeout needs a number of seconds, which -1 is not."),
             (&["-o", "timeout=NaN"], "The mount option timeout needs a number of seconds, which NaN is not."),
+            (
+                &["-o", "lowerdir=/l,upperdir=/u,passthrough", "/m"],
+                "The mount option passthrough needs a read-only mount: add ro, or leave upperdir out.",
+            ),
+            (&["-o", "io_uring=1"], "There is no io_uring=1: use io_uring=auto or io_uring=on or io_uring=off."),
             (&["-o", "max_threads=0"], "The mount option max_threads needs a number above 0, which 0 is not."),
             (&["-o", "door"], "The mount option door needs a value: door=engine."),
             (&["-o", "index=on"], "There is no index=on: hard links are kept without it."),
-            (&["-o", "nfs_export=on"], "There is no nfs_export=on: the tree cannot be exported by NFS."),
+            (&["-o", "nfs_export=1"], "There is no nfs_export=1: use nfs_export=off or nfs_export=on."),
             (&["-o", "format=tar"], "There is no format=tar: use format=oci or format=kernel."),
             (
                 &["-o", "uidmapping=0:1000"],
@@ -597,7 +699,7 @@ mod tests {
     fn every_mount_option_is_explained() {
         // An option such as `x-...` stands for many.
         let is_item = |name: &&str| !name.starts_with('-') && !name.ends_with("...");
-        let names: Vec<_> = PROGRAM.names().filter(is_item).collect();
+        let names: Vec<_> = explained().filter(is_item).collect();
         let mut accepted: Vec<_> = accepted().collect();
         accepted.retain(|name| !names.contains(name));
         assert!(accepted.is_empty(), "{accepted:?} are not explained");
@@ -608,13 +710,29 @@ mod tests {
     }
 
     #[test]
+    fn every_command_is_explained_with_its_options() {
+        let commands: Vec<_> = PROGRAM.commands.iter().map(|(name, _)| *name).filter(|name| *name != "run").collect();
+        assert_eq!(commands, COMMANDS);
+        for name in COMMANDS {
+            let title = format!("Options of {name}");
+            let group = PROGRAM.groups.iter().find(|group| group.title == title);
+            let names: Vec<_> = group.iter().flat_map(|group| group.names()).collect();
+            assert_eq!(names, Request::options(name), "{name}");
+        }
+    }
+
+    #[test]
     fn every_word_that_is_explained_is_an_option() {
-        for name in PROGRAM.names().filter(|name| name.starts_with('-')) {
-            let said = match parse(&[name]) {
-                Err(error) => error.to_string(),
-                Ok(_) => continue,
-            };
-            assert!(!said.starts_with("There is no option"), "{said}");
+        for group in PROGRAM.groups {
+            let of = |name: &&str| group.title == format!("Options of {name}");
+            let command: Vec<_> = PROGRAM.commands.iter().map(|(name, _)| *name).filter(of).collect();
+            for name in group.names().filter(|name| name.starts_with('-')) {
+                let said = match parse(&[&command[..], &[name]].concat()) {
+                    Err(error) => error.to_string(),
+                    Ok(_) => continue,
+                };
+                assert!(!said.starts_with("There is no option"), "{said}");
+            }
         }
     }
 }

@@ -24,13 +24,16 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr,
     RulesetError, RulesetStatus, Scope,
 };
-use overlayfs::layer::linux::{IOCTLS, SYSTEM_CALLS};
-use overlayfs::options::Options;
+use overlayfs::layer::linux::{IOCTLS, OpenRoot, SYSTEM_CALLS};
+use overlayfs::mount::Roots;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
+
+use crate::options::MountOptions;
+use crate::wire::{IOC_BACKING_CLOSE, IOC_BACKING_OPEN};
 
 /// The newest version of landlock of which this code knows the rights.
 const LANDLOCK: ABI = ABI::V7;
@@ -60,6 +63,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_readv,
     libc::SYS_write,
     libc::SYS_writev,
+    libc::SYS_io_uring_enter,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
     libc::SYS_ppoll,
@@ -93,10 +97,15 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_getrandom,
-    // Syslog, and the process that unmounts.
+    // Syslog, the process that unmounts, and the next daemon.
     libc::SYS_sendto,
     libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
 ];
+
+/// The request of io_uring_register(2) that starts a ring (`IORING_REGISTER_ENABLE_RINGS`).
+const ENABLE_RING: u64 = 12;
 
 /// Why a part of the sandbox is missing. Its text is the end of a sentence.
 #[derive(Debug)]
@@ -123,30 +132,56 @@ impl fmt::Display for Missing {
 pub struct Sandbox {
     readable: Vec<File>,
     writable: Vec<File>,
+    /// Whether the kernel reads files of the layers in the name of the daemon.
+    passthrough: bool,
 }
 
+/// The requests of ioctl(2) to the FUSE device for that.
+const PASSTHROUGH: &[libc::Ioctl] = &[IOC_BACKING_OPEN, IOC_BACKING_CLOSE];
+
 impl Sandbox {
-    /// Opens the directories of these layers.
+    /// Opens the directories of the layers of a mount.
     ///
     /// # Errors
     ///
     /// - A sentence names the directory that cannot be opened, and why.
-    pub fn new(layers: &Options) -> Result<Self, String> {
+    pub fn new(options: &MountOptions) -> Result<Self, String> {
+        let layers = &options.layers;
         let (mut readable, mut writable) = (Vec::new(), Vec::new());
         for lower in &layers.lowers {
             readable.push(directory(lower)?);
         }
-        for path in layers.upper.iter().chain(&layers.work) {
+        for path in layers.upper.iter().chain(&layers.work).chain(&layers.snapshots) {
             let place = if layers.read_only { &mut readable } else { &mut writable };
             place.push(directory(path)?);
         }
-        Ok(Self { readable, writable })
+        Ok(Self { readable, writable, passthrough: options.passthrough })
+    }
+
+    /// Makes the sandbox of a daemon that goes on with these roots of layers. `is_writable` says
+    /// whether it writes.
+    ///
+    /// # Errors
+    ///
+    /// - A sentence says what failed.
+    pub(crate) fn of_roots(roots: &Roots, is_writable: bool, passthrough: bool) -> Result<Self, String> {
+        let again = |root: &Option<OpenRoot>| {
+            let root = root.as_ref().map(OpenRoot::again).transpose();
+            root.map_err(|error| format!("A layer cannot be opened for the sandbox: {error}."))
+        };
+        let (mut readable, mut writable) = (Vec::new(), Vec::new());
+        for (index, root) in roots.all().iter().enumerate() {
+            let place = if index < Roots::LOWER && is_writable { &mut writable } else { &mut readable };
+            place.extend(again(root)?.map(|root| File::from(root.directory)));
+        }
+        Ok(Self { readable, writable, passthrough })
     }
 
     /// Drops the rights that the daemon does not need, for this thread and those that it starts
     /// later. No other thread may exist.
     pub fn enter(self) {
-        let parts = [drop_capabilities(), self.confine(), limit_calls()];
+        let ioctls = if self.passthrough { PASSTHROUGH } else { &[] };
+        let parts = [drop_capabilities(), self.confine(), limit_calls(ioctls)];
         for missing in parts.into_iter().filter_map(Result::err) {
             log::warn!("the daemon keeps more rights than it needs: {missing}");
         }
@@ -170,7 +205,12 @@ impl Sandbox {
         let beneath = |directories: Vec<File>, rights: BitFlags<AccessFs>| {
             directories.into_iter().map(move |directory| Ok::<_, RulesetError>(PathBeneath::new(directory, rights)))
         };
-        rules = rules.add_rules(beneath(self.readable, AccessFs::ReadFile | AccessFs::ReadDir))?;
+        let mut read = AccessFs::ReadFile | AccessFs::ReadDir;
+        if self.passthrough {
+            // The kernel opens programs too. seccomp lets the daemon itself run none.
+            read |= AccessFs::Execute;
+        }
+        rules = rules.add_rules(beneath(self.readable, read))?;
         rules.add_rules(beneath(self.writable, every & !(AccessFs::Execute | AccessFs::IoctlDev)))
     }
 }
@@ -199,15 +239,16 @@ fn drop_capabilities() -> Result<(), Missing> {
 }
 
 /// Also sets `no_new_privs`.
-fn limit_calls() -> Result<(), Missing> {
+fn limit_calls(ioctls: &[libc::Ioctl]) -> Result<(), Missing> {
     let limit = || {
-        let program: BpfProgram = filter()?.try_into()?;
+        let program: BpfProgram = filter(ioctls)?.try_into()?;
         Ok(seccompiler::apply_filter(&program)?)
     };
     limit().map_err(Missing::Seccomp)
 }
 
-fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
+/// Allows these requests of ioctl(2) beside those of the layers.
+fn filter(ioctls: &[libc::Ioctl]) -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let only = |argument, length, mask: u64, value| {
         let condition = SeccompCondition::new(argument, length, SeccompCmpOp::MaskedEq(mask), value)?;
         SeccompRule::new(vec![condition]).map(|rule| vec![rule])
@@ -216,14 +257,17 @@ fn filter() -> Result<SeccompFilter, Box<dyn std::error::Error>> {
     let thread = libc::CLONE_THREAD as u64;
     let share = u64::from(u32::MAX);
     // The request of ioctl(2) is an int to the kernel, whatever type these constants have.
-    let ioctls =
-        IOCTLS.iter().map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, *ioctl)).collect::<Result<Vec<_>, _>>()?;
+    let ioctls = IOCTLS.iter().chain(ioctls).map(|ioctl| only(1, SeccompCmpArgLen::Dword, share, *ioctl));
+    let ioctls = ioctls.collect::<Result<Vec<_>, _>>()?;
     let conditional = [
         (libc::SYS_mmap, not_executable()?),
         (libc::SYS_mprotect, not_executable()?),
         // Not clone3: no filter can see its flags. libc falls back to clone where clone3 is
         // missing.
         (libc::SYS_clone, only(0, SeccompCmpArgLen::Qword, thread, thread)?),
+        // Of the calling thread.
+        (libc::SYS_sched_setaffinity, only(0, SeccompCmpArgLen::Dword, share, 0)?),
+        (libc::SYS_io_uring_register, only(1, SeccompCmpArgLen::Dword, share, ENABLE_RING)?),
         (libc::SYS_ioctl, ioctls.into_iter().flatten().collect()),
     ];
     let rules = ALLOWED.iter().chain(SYSTEM_CALLS).map(|call| (*call, Vec::new())).chain(conditional);

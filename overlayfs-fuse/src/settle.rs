@@ -25,23 +25,28 @@
 //!
 //! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.
 //!
-//! The lock of the state is a leaf, except for the removal and the return of the mark. The thread
+//! The lock of the overlay comes before that of the state, which is a leaf, except for the removal
+//! and the return of the mark. The thread
 //! of [`Settler::run`] makes no other request to the kernel for this mount.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use overlayfs::errno::{EROFS, Error, Result};
-use overlayfs::layer::OsLayer;
-use overlayfs::overlay::Overlay;
+use overlayfs::layer::Layer;
+use overlayfs::mount::sign;
+use overlayfs::overlay::{Holder, Overlay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use zerocopy::IntoBytes;
 
-use crate::mount::{Device, Ender, Prober, Waiter};
+use crate::comeback::Kept;
+use crate::dispatch::Request;
+use crate::mount::{Device, Ender, Prober, Said, Waiter};
+use crate::waker::Waker;
 use crate::wire::{OutHeader, opcode};
 
 /// The pause without a change before changes are completed and synced.
@@ -52,27 +57,89 @@ const REST: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long a remount waits at most if the answer is unknown.
 const MOST: Duration = Duration::from_secs(10);
+/// How long the thread of [`Settler::run`] waits for more changes before it ends.
+const LINGER: Duration = Duration::from_secs(2);
 /// How long umount may take to its wait after the mount has left the table.
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// How long a change waits at most until umount would wait.
-const ARMING: Duration = Duration::from_millis(500);
+const ARMING: Duration = Duration::from_secs(5);
+
+/// Sends the answer of a request, of which it gets the header, at a later time.
+pub type Later = Box<dyn FnOnce(OutHeader) + Send>;
+/// An overlay, as far as its settler uses it. The methods are those of [`Overlay`].
+#[expect(missing_docs, clippy::missing_errors_doc, reason = "see `Overlay`")]
+pub trait Settled: Send + Sync {
+    fn is_volatile(&self) -> bool;
+    fn has_unfinished(&self) -> bool;
+    fn complete_and_sync(&self) -> Result<()>;
+    fn sync_completed(&self) -> Result<()>;
+    fn rest(&self) -> Result<()>;
+    fn wake(&self) -> Result<()>;
+    fn retire(&self) -> Result<()>;
+    fn sign(&self, holder: &Holder);
+}
+
+impl<L: Layer> Settled for Overlay<L> {
+    fn is_volatile(&self) -> bool {
+        self.is_volatile()
+    }
+
+    fn has_unfinished(&self) -> bool {
+        self.has_unfinished()
+    }
+
+    fn complete_and_sync(&self) -> Result<()> {
+        self.complete_and_sync()
+    }
+
+    fn sync_completed(&self) -> Result<()> {
+        self.sync_completed()
+    }
+
+    fn rest(&self) -> Result<()> {
+        self.rest()
+    }
+
+    fn wake(&self) -> Result<()> {
+        self.wake()
+    }
+
+    fn retire(&self) -> Result<()> {
+        self.retire()
+    }
+
+    fn sign(&self, holder: &Holder) {
+        sign(self, holder);
+    }
+}
 
 /// Completes and syncs the changes of a mount.
 pub struct Settler {
-    overlay: Arc<Overlay<OsLayer>>,
+    overlay: RwLock<Arc<dyn Settled>>,
     device: Device,
     /// The table of mounts in the daemon's namespace.
     mounts: File,
+    /// Whether that may have changed since it was read. The kernel copies it page by page.
+    mounts_changed: AtomicBool,
     waiter: Waiter,
     prober: Prober,
     /// The process that makes the ending. None: the changes stay.
     ending: Option<Ender>,
+    /// How many threads take requests from one place.
     threads: usize,
     state: Mutex<State>,
     changed: Condvar,
+    /// Wakes the thread that starts [`Settler::run`].
+    waker: Option<Arc<Waker>>,
+    /// Learns when the layers are about to be unlocked.
+    kept: OnceLock<Arc<Kept>>,
 }
 
 struct State {
+    /// Whether the thread of [`Settler::run`] is there.
+    runs: bool,
+    /// Whether the mount has left this namespace, and programs still use it.
+    elsewhere: bool,
     /// Whether changes are left to complete or sync.
     dirty: bool,
     /// How many changes have begun, plus how many have ended. If the number changed during a sync,
@@ -85,6 +152,10 @@ struct State {
     hold: Hold,
     /// How many times the other process was asked to wait.
     asked: u32,
+    /// Whether it does not begin to wait in time. Changes go on without it then.
+    is_late: bool,
+    /// The number of the thread there that waits, or was the last one.
+    waiter: u32,
     /// How many threads wait until it does.
     waiting: usize,
     /// Whether the overlay rests: a change must wake it first.
@@ -96,6 +167,10 @@ struct State {
     /// The failure of the ending, as a sentence.
     ended_badly: Option<String>,
     ended: bool,
+    /// Whether [`Settler::run`] should leave the overlay and the other process alone, and whether
+    /// it does.
+    pausing: bool,
+    paused: bool,
 }
 
 enum Hold {
@@ -105,14 +180,14 @@ enum Hold {
     /// The request has come and has no answer yet.
     Held {
         unique: u64,
-        device: Arc<File>,
+        answer: Later,
     },
     /// This system cannot do it.
     Impossible,
 }
 
 impl Settler {
-    /// Serves the mount with this device number, which `threads` threads serve.
+    /// Serves the mount with this device number.
     ///
     /// # Errors
     ///
@@ -121,10 +196,11 @@ impl Settler {
         device: Device,
         (waiter, prober): (Waiter, Prober),
         ending: Option<Ender>,
-        threads: usize,
-        overlay: Arc<Overlay<OsLayer>>,
+        overlay: Arc<dyn Settled>,
     ) -> io::Result<Self> {
         let state = State {
+            runs: false,
+            elsewhere: false,
             // umount waits from the start, so that the upper layer is complete after an unmount at
             // once, too.
             dirty: true,
@@ -133,28 +209,120 @@ impl Settler {
             last_change: Instant::now(),
             hold: Hold::None,
             asked: 0,
+            is_late: false,
+            waiter: 0,
             waiting: 0,
             resting: false,
             retired: false,
             failed: Ok(()),
             ended_badly: None,
             ended: false,
+            pausing: false,
+            paused: false,
         };
         Ok(Self {
-            overlay,
+            overlay: RwLock::new(overlay),
             device,
             mounts: File::open("/proc/self/mountinfo")?,
+            mounts_changed: AtomicBool::new(true),
             waiter,
             prober,
             ending,
-            threads,
+            threads: 0,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            waker: None,
+            kept: OnceLock::new(),
         })
+    }
+
+    /// Counts on `threads` threads, of which each takes any request that comes from the place of
+    /// another. `waker` wakes the thread that starts [`Settler::run`].
+    pub(crate) fn served_by(self, threads: usize, waker: Arc<Waker>) -> Self {
+        Self { threads, waker: Some(waker), ..self }
+    }
+
+    /// Whether to start a thread for [`Settler::run`]. If it cannot start, the caller calls
+    /// [`Settler::unclaim`].
+    pub fn claim(&self) -> bool {
+        let mut state = self.state();
+        let is_needed = state.dirty && !state.runs && !state.ended;
+        state.runs |= is_needed;
+        is_needed
+    }
+
+    /// Notes that the thread is not there.
+    pub fn unclaim(&self) {
+        self.state().runs = false;
+        self.changed.notify_all();
+    }
+
+    /// Has [`Settler::run`] see a change.
+    fn call(&self, state: &State) {
+        match &self.waker {
+            Some(waker) if !state.runs => waker.wake(),
+            _ => self.changed.notify_all(),
+        }
+    }
+
+    /// Goes on after another process, which asked the process `unmounter` so many times to wait,
+    /// and may have left changes.
+    pub(crate) fn after(self, asked: u32) -> Self {
+        {
+            let mut state = self.state();
+            (state.asked, state.changes) = (asked, 1);
+        }
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn overlay(&self) -> RwLockReadGuard<'_, Arc<dyn Settled>> {
+        self.overlay.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The device number of the mount.
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Tells `kept` before the layers are unlocked.
+    pub(crate) fn kept_by(&self, kept: Arc<Kept>) {
+        self.kept.get_or_init(|| kept);
+    }
+
+    /// Records the process that holds the upper layer.
+    pub fn sign(&self, holder: &Holder) {
+        self.overlay().sign(holder);
+    }
+
+    /// Calls `follow` while this settler leaves the overlay alone, and goes on with the overlay
+    /// that it returns.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: the layers are unlocked already.
+    ///
+    /// Others of `follow`.
+    pub fn replace<T, E: From<Error>>(
+        &self,
+        follow: impl FnOnce() -> std::result::Result<(T, Arc<dyn Settled>), E>,
+    ) -> std::result::Result<T, E> {
+        let mut overlay = self.overlay.write().unwrap_or_else(PoisonError::into_inner);
+        if self.state().retired {
+            return Err(Error::new(EROFS).into());
+        }
+        let (value, next) = follow()?;
+        *overlay = next;
+        let mut state = self.state();
+        state.resting = false;
+        state.dirty = true;
+        state.changes += 1;
+        state.last_change = Instant::now();
+        self.call(&state);
+        Ok(value)
     }
 
     /// Begins a change. The caller calls [`Settler::end_change`] after it. The error is the answer
@@ -164,12 +332,13 @@ impl Settler {
     ///
     /// - EROFS: the layers are unlocked already.
     pub fn begin_change(&self) -> Result<()> {
+        let overlay = self.overlay();
         let mut state = self.state();
         if state.retired {
             return Err(Error::new(EROFS));
         }
         if state.resting {
-            self.overlay.wake()?;
+            overlay.wake()?;
             state.resting = false;
         }
         state.changes += 1;
@@ -185,7 +354,7 @@ impl Settler {
         state.last_change = Instant::now();
         if !state.dirty {
             state.dirty = true;
-            self.changed.notify_all();
+            self.call(&state);
         }
         self.keep_waiting(state);
     }
@@ -200,102 +369,160 @@ impl Settler {
     fn keep_waiting(&self, mut state: MutexGuard<'_, State>) {
         self.ask(&mut state);
         // One thread must stay free to take that request.
-        if !matches!(state.hold, Hold::Asked) || state.waiting + 1 >= self.threads {
+        if !matches!(state.hold, Hold::Asked) || state.is_late || state.waiting + 1 >= self.threads {
             return;
         }
         state.waiting += 1;
         let waited = self.changed.wait_timeout_while(state, ARMING, |state| matches!(state.hold, Hold::Asked));
-        waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
+        let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.waiting -= 1;
+        state.is_late |= waited.timed_out();
     }
 
     /// Asks the other process to wait, unless it does.
     fn ask(&self, state: &mut State) {
         if matches!(state.hold, Hold::None) {
             state.asked = state.asked.wrapping_add(1);
+            state.is_late = false;
             let asked = self.waiter.ask(self.device, state.asked);
             state.hold = if asked.is_ok() { Hold::Asked } else { Hold::Impossible };
         }
     }
 
-    /// Whether a request is the one that umount has to wait for. If so, its answer comes later.
-    pub fn keeps(&self, code: u32, unique: u64, pid: u32, device: &Arc<File>) -> bool {
-        if code != opcode::STATFS || pid != self.waiter.thread() {
+    /// Makes [`Settler::run`] leave the overlay and the process `unmounter` alone, and waits until
+    /// it does. Requests must go on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// - EROFS: the layers are unlocked, or about to be.
+    pub fn pause(&self) -> Result<()> {
+        let mut state = self.state();
+        state.pausing = true;
+        self.changed.notify_all();
+        let is_busy = |state: &mut State| state.runs && !state.paused && !state.retired && !state.ended;
+        let state = self.changed.wait_while(state, is_busy).unwrap_or_else(PoisonError::into_inner);
+        if state.retired || state.ended {
+            drop(state);
+            self.go_on();
+            return Err(Error::new(EROFS));
+        }
+        Ok(())
+    }
+
+    /// Ends the wait of umount, during a pause without requests. Returns how many times the other
+    /// process was asked to wait.
+    pub fn let_go(&self) -> u32 {
+        let mut state = self.state();
+        state.release(Hold::None);
+        state.asked
+    }
+
+    /// Ends the pause.
+    pub fn go_on(&self) {
+        let mut state = self.state();
+        state.pausing = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits while there is a pause.
+    fn rest_in_pause<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        while state.pausing && !state.ended {
+            state.paused = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.paused = false;
+        state
+    }
+
+    /// Whether a request only makes umount wait. If so, its answer comes later, by `later`.
+    pub fn keeps(&self, request: &Request<'_>, later: impl FnOnce() -> Later) -> bool {
+        let header = request.header;
+        if header.opcode == opcode::INTERRUPT
+            && let Some(of) = request.first()
+        {
+            self.interrupt(of);
+        }
+        if header.opcode != opcode::STATFS {
             return false;
         }
         let mut state = self.state();
-        if !state.dirty || !matches!(state.hold, Hold::Asked) {
+        self.hear(&mut state);
+        if !state.dirty || !matches!(state.hold, Hold::Asked) || header.pid != state.waiter {
             return false;
         }
-        state.hold = Hold::Held { unique, device: device.clone() };
+        state.hold = Hold::Held { unique: header.unique, answer: later() };
         self.changed.notify_all();
         true
     }
 
     /// Ends the wait of a request that is interrupted: the waiting process should end.
-    pub fn interrupt(&self, of: u64) {
+    fn interrupt(&self, of: u64) {
         let mut state = self.state();
         if matches!(state.hold, Hold::Held { unique, .. } if unique == of) {
             state.release(Hold::Impossible);
         }
     }
 
-    /// Completes and syncs changes, each time when they are due, until [`Settler::stop`].
+    /// Completes and syncs changes, each time when they are due, until none is left, or until
+    /// [`Settler::stop`].
     pub fn run(&self) {
-        let mut elsewhere = false;
         loop {
-            let state = self.state();
-            let waited = self.changed.wait_while(state, |state| !state.dirty && !state.ended);
-            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-            if state.ended {
+            let is_idle = |state: &mut State| !state.dirty && !state.ended && !state.pausing;
+            let waited = self.changed.wait_timeout_while(self.state(), LINGER, is_idle);
+            let mut state = self.rest_in_pause(waited.unwrap_or_else(PoisonError::into_inner).0);
+            if !state.dirty || state.ended {
+                state.runs = false;
+                self.changed.notify_all();
                 return;
             }
             self.ask(&mut state);
             drop(state);
-            self.settle_in_time(&mut elsewhere);
+            self.settle_in_time();
         }
     }
 
-    /// Waits until changes are due, then completes and syncs them. `elsewhere` means that the mount
-    /// has left this namespace, and programs still use it.
-    fn settle_in_time(&self, elsewhere: &mut bool) {
+    /// Waits until changes are due, then completes and syncs them.
+    fn settle_in_time(&self) {
         let since = Instant::now();
         let mut ask_at = since + ASK_EVERY;
         // The number of changes after which everything is complete.
         let mut completed = None;
         loop {
-            let (changes, last_change) = {
+            let (changes, last_change, mut elsewhere) = {
                 let state = self.state();
-                if state.ended {
+                if state.ended || state.pausing {
                     return;
                 }
-                (state.changes, state.last_change)
+                (state.changes, state.last_change, state.elsewhere)
             };
-            if !*elsewhere && self.is_unmounted() {
+            if !elsewhere && self.is_unmounted() {
                 if self.is_taken_down() {
                     return self.retire();
                 }
-                *elsewhere = true;
+                elsewhere = true;
+                self.state().elsewhere = true;
             }
             let now = Instant::now();
             let due = last_change + if completed == Some(changes) { REST } else { PAUSE };
             let mut is_awaited = false;
-            if now >= ask_at || now >= due && *elsewhere {
+            if now >= ask_at || now >= due && elsewhere {
                 ask_at = now + ASK_EVERY;
                 is_awaited = self.prober.is_awaited(self.device).unwrap_or(now - since >= MOST);
             }
-            if is_awaited && *elsewhere {
+            if is_awaited && elsewhere {
                 return self.retire();
             }
             if now < due && !is_awaited {
                 self.wait(due.min(ask_at) - now);
                 continue;
             }
-            if changes > 0 || self.overlay.has_unfinished() {
-                let settled = self.overlay.complete_and_sync();
+            if changes > 0 || self.overlay().has_unfinished() {
+                let settled = self.overlay().complete_and_sync();
                 self.state().failed = settled;
                 self.log(settled);
             }
-            if self.overlay.is_volatile() && !is_awaited && completed != Some(changes) {
+            if self.overlay().is_volatile() && !is_awaited && completed != Some(changes) {
                 completed = Some(changes);
             } else if self.rest(changes, is_awaited) {
                 return;
@@ -307,12 +534,13 @@ impl Settler {
     /// overlay rests, and umount no longer waits. Otherwise returns false, and umount waits on. But
     /// with `is_awaited` a remount waits, and goes on in both cases.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
-        let synced = self.overlay.sync_completed();
+        let overlay = self.overlay();
+        let synced = overlay.sync_completed();
         let mut state = self.state();
         let is_still = state.changes == changes && state.under_way == 0;
         match synced {
             Ok(()) if is_still && !state.resting => {
-                let rested = self.overlay.rest();
+                let rested = overlay.rest();
                 state.resting = true;
                 self.log(rested);
             }
@@ -342,9 +570,11 @@ impl Settler {
             state.retired = true;
             state.dirty = false;
             state.failed = settled;
+            self.changed.notify_all();
             break;
         }
-        let retired = self.overlay.retire();
+        self.kept.get().inspect(|kept| kept.end());
+        let retired = self.overlay().retire();
         let mut state = self.state();
         state.failed = state.failed.and(retired);
         self.log(state.failed);
@@ -366,9 +596,9 @@ impl Settler {
     /// Completes and syncs everything, with a second try. The first syncfs(2) may report an earlier
     /// failure once, which the writer of those data has got.
     fn settle_at_last(&self) -> Result<()> {
-        self.overlay.complete_and_sync().or_else(|error| {
+        self.overlay().complete_and_sync().or_else(|error| {
             self.log(Err(error));
-            self.overlay.complete_and_sync()
+            self.overlay().complete_and_sync()
         })
     }
 
@@ -389,23 +619,41 @@ impl Settler {
             &mut ready[..count],
             Some(&Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() }),
         );
+        if !ready[0].revents().is_empty() {
+            self.mounts_changed.store(true, Ordering::Relaxed);
+        }
         if count == 2 && !ready[1].revents().is_empty() {
-            // The process no longer waits. If this side has not answered it, it cannot wait on this
-            // system.
-            let ended = self.waiter.take_end();
-            let mut state = self.state();
-            if ended.is_err() || matches!(state.hold, Hold::Asked) && ended.is_ok_and(|asked| asked == state.asked) {
-                state.release(Hold::Impossible);
-                self.changed.notify_all();
+            self.hear(&mut self.state());
+        }
+    }
+
+    /// Notes what the other process has said.
+    fn hear(&self, state: &mut State) {
+        loop {
+            match self.waiter.hear() {
+                Ok(Said::Begins(thread)) => state.waiter = thread,
+                // If this side has not answered it, it cannot wait on this system.
+                Ok(Said::Ends(asked)) if asked == state.asked && matches!(state.hold, Hold::Asked) => break,
+                Ok(Said::Ends(_)) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(_) => break,
             }
         }
+        state.release(Hold::Impossible);
+        self.changed.notify_all();
     }
 
     /// Whether the table of mounts has no mount of this filesystem.
     fn is_unmounted(&self) -> bool {
+        let mut ready = [PollFd::new(&self.mounts, PollFlags::PRI)];
+        let has_changed = poll(&mut ready, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+        if !self.mounts_changed.swap(false, Ordering::Relaxed) && !has_changed {
+            return false;
+        }
         let mut table = Vec::new();
         let mut mounts = &self.mounts;
         if mounts.rewind().and_then(|()| mounts.read_to_end(&mut table)).is_err() {
+            self.mounts_changed.store(true, Ordering::Relaxed);
             return false;
         }
         let device = self.device.to_string();
@@ -449,9 +697,10 @@ impl Settler {
             }
             (state.dirty, state.changes, state.failed)
         };
-        let is_settled = failed.is_ok() && !(dirty && changes > 0 || self.overlay.has_unfinished());
+        let is_settled = failed.is_ok() && !(dirty && changes > 0 || self.overlay().has_unfinished());
         let settled = if is_settled { Ok(()) } else { self.settle_at_last() };
-        settled.and(self.overlay.retire()).map_err(unsettled)?;
+        self.kept.get().inspect(|kept| kept.end());
+        settled.and(self.overlay().retire()).map_err(unsettled)?;
         if served_well { self.make_ending() } else { Ok(()) }
     }
 }
@@ -459,11 +708,9 @@ impl Settler {
 impl State {
     /// Lets umount go on.
     fn release(&mut self, then: Hold) {
-        if let Hold::Held { unique, device } = std::mem::replace(&mut self.hold, then) {
+        if let Hold::Held { unique, answer } = std::mem::replace(&mut self.hold, then) {
             // The waiting process does not need the answer.
-            let answer = OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EINTR, unique };
-            // The write fails if the filesystem is gone. Then no thread waits.
-            let _ = (&*device).write_all(answer.as_bytes());
+            answer(OutHeader { len: size_of::<OutHeader>() as u32, error: -libc::EINTR, unique });
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use overlayfs::usage::{Explained, Group, Program, option};
 
+use crate::run;
+
 /// `overlayfs-fuse`.
 pub const PROGRAM: Program = Program {
     name: "overlayfs-fuse",
@@ -9,11 +11,26 @@ pub const PROGRAM: Program = Program {
     forms: &[
         "[-f] [-v] [-d] [-s] -o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR][,OPTION ...] [NAME] MOUNTPOINT",
         "-o remount[,OPTION ...] MOUNTPOINT",
+        "ls [--json]",
+        "status [--json|--metrics] [--watch] MOUNTPOINT",
+        "sync | restart MOUNTPOINT",
+        "snapshot [--name NAME] MOUNTPOINT",
+        "rollback | snapshots MOUNTPOINT",
+        "run [OPTION ...] [--] PROGRAM [ARGUMENT ...]",
     ],
     before: "Mounts the merged tree at MOUNTPOINT. umount, fusermount3 -u, SIGINT, SIGTERM and SIGHUP unmount it. \
              NAME is the source in /proc/mounts. mount(8) and fstab(5) know the program as the type \
              fuse.overlayfs-fuse. The manual page overlayfs-fuse(1) has the details.",
-    commands: &[],
+    commands: &[
+        ("ls", "List all overlays of the system that the user may see."),
+        ("status", "Tell what the program that serves a mount does."),
+        ("sync", "Complete partial copies of a mount, and sync all of its changes to the disk."),
+        ("restart", "Let the installed version of the program go on with a mount, while programs use it."),
+        ("snapshot", "Freeze the upper directory of a mount, and go on in a new one."),
+        ("rollback", "Leave the changes since the last snapshot aside, and show the snapshot again."),
+        ("snapshots", "List the snapshots of a mount: number, time and name."),
+        ("run", "Run a program in an overlay of the system, without root."),
+    ],
     groups: &[
         Group { title: "Options", options: &WORDS },
         Group { title: "Layers", options: &LAYERS },
@@ -21,6 +38,10 @@ pub const PROGRAM: Program = Program {
         Group { title: "How it works", options: &WORK },
         Group { title: "Options of mount(8)", options: &MOUNT },
         Group { title: "Options without effect", options: &WITHOUT_EFFECT },
+        run::usage::OPTIONS,
+        Group { title: "Options of ls", options: &LS },
+        Group { title: "Options of status", options: &STATUS },
+        Group { title: "Options of snapshot", options: &SNAPSHOT },
     ],
     after: "",
 };
@@ -39,7 +60,7 @@ const WORDS: [Explained; 8] = [
         brief: "Log important events: to standard error, or in the background to syslog.",
         more: "Important events are the mount with its layers, the copy-up of a large file, and the unmount. Warnings \
                are always logged. Without `/dev/log`, as in most containers, messages in the background are lost. \
-               `log` appends them to a file.",
+               `log` names another target.",
     },
     option("-d, --debug", "Log every request too, and stay in the foreground."),
     option("--on-exit ENDING", "The same as the mount option `on_exit`."),
@@ -48,7 +69,7 @@ const WORDS: [Explained; 8] = [
     option("-V, --version", "Print the version."),
 ];
 
-const LAYERS: [Explained; 13] = [
+const LAYERS: [Explained; 14] = [
     Explained {
         form: "lowerdir=DIR[:DIR ...]",
         brief: "The directories that are only read. The first one is the topmost: its entries hide entries of the \
@@ -63,6 +84,12 @@ const LAYERS: [Explained; 13] = [
                 prepares changes there. Without this option it uses a reserved name inside the upper directory.",
         more: "Name the same directory at every mount: it stores hard links and inode numbers. The reserved name is \
                `.wh..wh.work`.",
+    },
+    Explained {
+        form: "snapshots=DIR",
+        brief: "A directory on the filesystem of the upper directory, for snapshots. After a snapshot the changes go \
+                to a new upper directory in it. Name the same upper directory and the same `DIR` at every mount.",
+        more: "See the commands `snapshot` and `rollback`. `DIR` must be outside all layers but lower ones.",
     },
     Explained {
         form: "format=oci|kernel",
@@ -158,7 +185,7 @@ const ACCESS: [Explained; 7] = [
     option("noacl", "There are no POSIX ACLs."),
 ];
 
-const WORK: [Explained; 7] = [
+const WORK: [Explained; 10] = [
     Explained {
         form: "timeout=SECONDS",
         brief: "How long the kernel caches names and attributes. Without this option there is no limit.",
@@ -172,6 +199,21 @@ const WORK: [Explained; 7] = [
     },
     option("threaded=0|1", "`0` is `max_threads=1`; `1` is the default."),
     Explained {
+        form: "io_uring=auto|on|off",
+        brief: "Whether requests come over io_uring, which makes each of them cheaper. `auto` is the default: they do \
+                where the kernel offers it.",
+        more: "Linux 6.14 and later offer it to each mount that begins after `echo 1 > \
+               /sys/module/fuse/parameters/enable_uring`. Such a mount has three threads for each processor that the \
+               machine may have. If `max_threads` allows fewer, or the system refuses a ring, `auto` uses the device \
+               /dev/fuse, and `on` is an error.",
+    },
+    Explained {
+        form: "comeback",
+        brief: "The mount goes on if its process is killed: another one takes its place, and programs see a pause.",
+        more: "It needs Linux 6.9, and /dev/fuse in place of io_uring. After the tenth time within ten seconds, the \
+               mount ends.",
+    },
+    Explained {
         form: "writeback=0|1",
         brief: "With `1` the kernel holds back data that is written to files, and writes it in larger pieces. `1` is \
                 the default.",
@@ -179,15 +221,26 @@ const WORK: [Explained; 7] = [
                space the kernel asks before each write.",
     },
     Explained {
-        form: "log=FILE",
-        brief: "Append messages to this file, in the background instead of syslog.",
-        more: "Each message begins with the seconds since 1970.",
+        form: "passthrough",
+        brief: "The kernel reads large files of a read-only mount from their layers itself. All mounts of a layer \
+                share the memory of these files then.",
+        more: "Files from 64 KiB on are large. Each open(2) and each close(2) of any file costs a request then. It \
+               needs root and Linux 6.9. Without them the option has no effect.",
+    },
+    Explained {
+        form: "log=FILE|syslog|journal|stderr",
+        brief: "Send messages to the end of a file, to syslog, to the journal, or to standard error. In the background \
+                they go only there.",
+        more: "In a file each message begins with the seconds since 1970. The journal gets the field `MOUNTPOINT` with \
+               the mount point. `stderr` keeps the standard error of the start open in the background. \
+               A file with the name of another target needs a slash: `./journal`.",
     },
     option("debug", "As `--debug`."),
     Explained {
         form: "fsname=NAME",
         brief: "The source in /proc/mounts, like NAME on the command line.",
-        more: "This option has priority over the name on the command line.",
+        more: "This option has priority over the name on the command line. Without a name the source is the list of the \
+               layers, shortened to 512 bytes.",
     },
 ];
 
@@ -232,7 +285,7 @@ const WITHOUT_EFFECT: [Explained; 11] = [
     option("door=engine", "Requests call the overlay's engine directly. Other values are refused."),
     option("xino=off|auto|on", "Inode numbers are unique and stay the same, as with `on`."),
     option("index=off", "Hard links stay without it. Other values are refused."),
-    option("nfs_export=off", "The tree cannot be exported by NFS. Other values are refused."),
+    option("nfs_export=off|on", "NFS can export the tree: file handles stay valid over mounts, as with `on`."),
     option("uuid=auto|null|off", "The values of the kernel's overlayfs. None has an effect."),
     Explained {
         form: "metacopy=on|off",
@@ -241,4 +294,14 @@ const WITHOUT_EFFECT: [Explained; 11] = [
     },
     option("noxattrs=0", "There are extended attributes. `1` is refused."),
     option("xattr_permissions=2", "The mount records owners that it cannot set, and only these."),
+];
+
+const LS: [Explained; 1] = [option("--json", "Print each overlay as a JSON object on a line.")];
+
+const SNAPSHOT: [Explained; 1] = [option("--name NAME", "Name the snapshot. Its number is its name otherwise.")];
+
+const STATUS: [Explained; 3] = [
+    option("--json", "Print a JSON object on a line."),
+    option("--metrics", "Print the numbers in the text format of Prometheus."),
+    option("--watch", "Print again every second, until the mount ends."),
 ];

@@ -68,6 +68,7 @@ pub mod opcode {
 pub mod init {
     pub const ASYNC_READ: u64 = 1 << 0;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
     pub const BIG_WRITES: u64 = 1 << 5;
     pub const DONT_MASK: u64 = 1 << 6;
     pub const DO_READDIRPLUS: u64 = 1 << 13;
@@ -84,6 +85,9 @@ pub mod init {
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
+    pub const PASSTHROUGH: u64 = 1 << 37;
+    pub const HAS_RESEND: u64 = 1 << 39;
+    pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// The attributes that a SETATTR sets (`FATTR_*`).
@@ -106,15 +110,33 @@ pub mod set {
 
 /// The cached pages of a file stay valid when it is opened again (`FOPEN_KEEP_CACHE`).
 pub const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+/// The kernel reads the file of the backing (`FOPEN_PASSTHROUGH`).
+pub const FOPEN_PASSTHROUGH: u32 = 1 << 7;
+/// Gives the kernel a file as a backing (`FUSE_DEV_IOC_BACKING_OPEN`).
+pub const IOC_BACKING_OPEN: libc::Ioctl = 0x4010_e501_u32 as libc::Ioctl;
+/// Takes it back (`FUSE_DEV_IOC_BACKING_CLOSE`).
+pub const IOC_BACKING_CLOSE: libc::Ioctl = 0x4004_e502_u32 as libc::Ioctl;
 /// The data of a WRITE come from the page cache, maybe of a shared mapping (`FUSE_WRITE_CACHE`).
 pub const WRITE_CACHE: u32 = 1 << 0;
 /// The writer may not keep set-id bits (`FUSE_WRITE_KILL_SUIDGID`).
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// A SETXATTR of an access ACL removes the set-group-id bit (`FUSE_SETXATTR_ACL_KILL_SGID`).
 pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
+/// Makes an entry of a ring ready for its first request (`FUSE_IO_URING_CMD_REGISTER`).
+pub const RING_REGISTER: u32 = 1;
+/// Answers the request of an entry, and makes it ready for the next
+/// (`FUSE_IO_URING_CMD_COMMIT_AND_FETCH`).
+pub const RING_COMMIT: u32 = 2;
 /// The notification that cached attributes or pages of a file may be invalid
 /// (`FUSE_NOTIFY_INVAL_INODE`).
 pub const NOTIFY_INVAL_INODE: i32 = 2;
+/// The notification that an entry is not valid any more (`FUSE_NOTIFY_INVAL_ENTRY`).
+pub const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// The notification that the kernel should send all requests again that have no answer
+/// (`FUSE_NOTIFY_RESEND`).
+pub const NOTIFY_RESEND: i32 = 7;
+/// Marks the number of a request that the kernel sends again (`FUSE_UNIQUE_RESEND`).
+pub const RESENT: u64 = 1 << 63;
 /// The notification that the kernel should drop objects (`FUSE_NOTIFY_PRUNE`).
 pub const NOTIFY_PRUNE: i32 = 9;
 
@@ -172,6 +194,7 @@ wire! {
     LinkIn { node: u64 }
     OpenIn { flags: u32, open_flags: u32 }
     OpenOut { fh: u64, open_flags: u32, backing_id: i32 }
+    BackingMap { fd: i32, flags: u32, padding: u64 }
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32 }
     ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
@@ -208,6 +231,15 @@ wire! {
     /// An entry of a listing. The name follows, with zeros up to a multiple of eight bytes.
     Dirent { ino: u64, offset: u64, name_length: u32, kind: u32 }
     NotifyInvalInode { node: u64, offset: i64, length: i64 }
+    /// The memory of a ring's entry that has no data (`fuse_uring_req_header`). `head` has the header
+    /// of the request, then that of its answer. `first` has the first structure of the request.
+    RingHeaders {
+        head: [u64; 16], first: [u64; 16], flags: u64, commit: u64, payload: u32, padding: u32, reserved: u64,
+    }
+    /// A command of a ring (`fuse_uring_cmd_req`).
+    RingCommand { flags: u64, commit: u64, queue: u16, padding: [u16; 3] }
+    /// The name follows, with a zero at the end.
+    NotifyInvalEntry { parent: u64, name_length: u32, flags: u32 }
     /// The numbers of `count` objects follow.
     NotifyPrune { count: u32, padding: u32, spare: u64 }
 }
@@ -253,6 +285,8 @@ mod tests {
         assert_eq!(size_of::<Statx>(), 256);
         assert_eq!(size_of::<StatxOut>(), 288);
         assert_eq!(size_of::<StatfsOut>(), 80);
+        assert_eq!(size_of::<RingHeaders>(), 288);
+        assert_eq!(size_of::<RingCommand>(), 24);
     }
 
     #[test]

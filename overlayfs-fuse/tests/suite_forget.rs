@@ -17,7 +17,8 @@ use overlayfs::layer::OsLayer;
 use overlayfs::layer::counted::{Counted, Counts, Method};
 use overlayfs::overlay::{self, Layers, Overlay};
 use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
-use overlayfs_fuse::{Session, mount};
+use overlayfs_fuse::options::IoUring;
+use overlayfs_fuse::{Service, Session, mount};
 use rustix::mount::{MountFlags, UnmountFlags};
 use test_common::{Detail, LowerGuard, Random, Setup, Snapshot, names, put};
 
@@ -60,9 +61,10 @@ impl Mounted {
         let counts = Counts::default();
         let device = mount::mount(&point, &options).unwrap();
         let front_end = EngineFrontEnd::new(overlay(setup, &counts), settings);
-        let session = Session::start(device, front_end, 4, None).unwrap();
+        let service = Service { threads: 4, most: usize::MAX, io_uring: IoUring::Auto };
+        let session = Session::start(device, front_end, service, None).unwrap();
         let front_end = session.front_end();
-        let serving = thread::spawn(move || session.start_threads().unwrap().run(|| {}).0.unwrap());
+        let serving = thread::spawn(move || session.start_threads().unwrap().run(None, || {}).unwrap().0.unwrap());
         Self { point, front_end: Some(front_end), counts, serving: Some(serving) }
     }
 

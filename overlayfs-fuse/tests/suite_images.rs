@@ -5,6 +5,8 @@
 //! Needs root, /dev/fuse, and Debian's packages buildah, busybox-static, podman, runc, skopeo and
 //! umoci; fails without them.
 
+#[path = "suite/podman.rs"]
+mod podman;
 #[path = "suite/run.rs"]
 mod run;
 
@@ -12,15 +14,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use overlayfs::layer_tools::options;
 use test_common::{Setup, mode, owner, put, times};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
-
-/// The options of a container. Its limits are below those of the session, which it may not raise.
-const CONTAINER: [&str; 4] = ["--rm", "--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
+use podman::{OPTIONS, PROGRAM, Podman, finish};
 
 /// Lists what the test made: kind and mode, owner, names, size, time, name; then contents.
 const LIST: &str = "\
@@ -43,24 +41,16 @@ fn layer(words: &[&str]) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// Runs a command, and returns what it prints. Panics if it fails.
-fn done(command: &mut Command) -> String {
-    let output = run::finish(command);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?} fails:\n{out}{err}");
-    out.into_owned()
-}
-
 /// Layers, an image of them, and a storage for containers.
 struct Images {
-    setup: Setup,
+    podman: Podman,
 }
 
 impl Images {
     /// Makes a lower layer with a shell, and an upper layer that changes it.
     fn new() -> Self {
-        let images = Images { setup: Setup::new() };
-        let [lower, upper] = ["lower", "upper"].map(|name| images.setup.dir(name));
+        let images = Images { podman: Podman { setup: Setup::new() } };
+        let [lower, upper] = ["lower", "upper"].map(|name| images.podman.setup.dir(name));
         for dir in ["bin", "dev", "etc", "proc", "sys", "tmp", "data/replaced", "data/gone"] {
             put::dir(&lower, dir);
         }
@@ -92,7 +82,7 @@ impl Images {
     }
 
     fn path(&self, name: &str) -> String {
-        self.setup.path(name).to_str().unwrap().to_owned()
+        self.podman.setup.path(name).to_str().unwrap().to_owned()
     }
 
     /// Exports the layers as the image `image:one`.
@@ -101,34 +91,17 @@ impl Images {
         layer(&["export", "--lower", &lower, "--upper", &upper, "--oci-layout", &image]);
     }
 
-    fn podman(&self, arguments: &[&str]) -> String {
-        let mut command = self.stored("podman");
-        command.arg("--tmpdir").arg(self.setup.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
-        done(command.args(arguments))
-    }
-
-    /// Returns a command of podman or buildah with the storage of this test.
-    fn stored(&self, name: &str) -> Command {
-        let mut command = run::command(name);
-        for (option, name) in [("--root", "root"), ("--runroot", "run")] {
-            command.arg(option).arg(self.setup.dir(name));
-        }
-        command.args(["--storage-driver=overlay", &format!("--storage-opt=overlay.mount_program={PROGRAM}")]);
-        command.current_dir(self.setup.root());
-        command
-    }
-
     /// Returns the listing of a container of an image.
     fn in_container(&self, image: &str) -> String {
-        self.podman(&[&["run"], &CONTAINER[..], &[image, "sh", "-c", LIST]].concat())
+        self.podman.in_container(image, &["sh", "-c", LIST])
     }
 
     /// Returns the listing of a mount of the layers that the options name.
     fn mounted(&self, layers: &str) -> String {
-        let merged = self.setup.dir("merged");
-        done(run::command(PROGRAM).args(["-o", layers]).arg(&merged));
+        let merged = self.podman.setup.dir("merged");
+        finish(run::command(PROGRAM).args(["-o", layers]).arg(&merged));
         let listing = listed(&merged);
-        done(run::command("umount").arg(&merged));
+        finish(run::command("umount").arg(&merged));
         listing
     }
 
@@ -142,19 +115,7 @@ impl Images {
 
 /// Returns the listing of a root directory.
 fn listed(root: &Path) -> String {
-    done(run::command("chroot").arg(root).args(["/bin/sh", "-c", LIST]))
-}
-
-impl Drop for Images {
-    /// podman leaves its storage mounted on itself.
-    fn drop(&mut self) {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let below =
-            |line: &&str| line.split(' ').nth(1).is_some_and(|point| Path::new(point).starts_with(self.setup.root()));
-        for line in mounts.lines().filter(below).collect::<Vec<_>>().into_iter().rev() {
-            run::finish(run::command("umount").arg("-l").args(line.split(' ').nth(1)));
-        }
-    }
+    finish(run::command("chroot").arg(root).args(["/bin/sh", "-c", LIST]))
 }
 
 #[test]
@@ -163,13 +124,19 @@ fn podman_loads_and_runs_an_export() {
     images.export();
     let expected = images.expected();
     // podman calls the image after its path, which must not have capitals.
-    images.podman(&["load", "-i", "image"]);
+    images.podman.run(&["load", "-i", "image"]);
     assert_eq!(images.in_container("localhost/image"), expected);
     // podman writes the layers anew, with the same digests.
-    images.podman(&["save", "--format=oci-dir", "-o", &images.path("saved"), "localhost/image"]);
+    images.podman.run(&["save", "--format=oci-dir", "-o", &images.path("saved"), "localhost/image"]);
     let [first, saved] =
         ["image:one", "saved"].map(|image| layer(&["import", &images.path(image), &images.path("into")]));
     assert_eq!(first, saved);
+    for format in ["docker-archive", "oci-archive"] {
+        let file = images.path(format);
+        images.podman.run(&["save", &format!("--format={format}"), "-o", &file, "localhost/image"]);
+        let again = layer(&["import", &file, &images.path(&format!("into-{format}"))]);
+        assert_eq!(again.replace(&format!("into-{format}"), "into"), saved, "{format}");
+    }
     assert_eq!(images.mounted(&format!("ro,{}", saved.lines().last().unwrap())), expected);
 }
 
@@ -179,14 +146,14 @@ fn skopeo_buildah_and_umoci_read_an_export() {
     images.export();
     let expected = images.expected();
     let image = images.path("image:one");
-    done(run::command("umoci").args(["unpack", "--image", &image, &images.path("bundle")]));
-    assert_eq!(listed(&images.setup.path("bundle/rootfs")), expected, "umoci");
-    done(run::command("skopeo").args(["copy", &format!("oci:{image}"), &format!("dir:{}", images.path("copied"))]));
+    finish(run::command("umoci").args(["unpack", "--image", &image, &images.path("bundle")]));
+    assert_eq!(listed(&images.podman.setup.path("bundle/rootfs")), expected, "umoci");
+    finish(run::command("skopeo").args(["copy", &format!("oci:{image}"), &format!("dir:{}", images.path("copied"))]));
 
-    let container = done(images.stored("buildah").args(["from", "oci:image:one"]));
-    let mounted = done(images.stored("buildah").args(["mount", container.trim()]));
-    assert_eq!(listed(Path::new(mounted.trim())), expected, "buildah");
-    done(images.stored("buildah").args(["rm", container.trim()]));
+    let container = images.podman.buildah(&["from", "oci:image:one"]);
+    let mounted = images.podman.buildah(&["mount", &container]);
+    assert_eq!(listed(Path::new(&mounted)), expected, "buildah");
+    images.podman.buildah(&["rm", &container]);
 }
 
 /// An image that podman built on an export becomes lower layers, and an upper layer on them a
@@ -195,25 +162,25 @@ fn skopeo_buildah_and_umoci_read_an_export() {
 fn an_image_of_podman_becomes_layers_and_an_image_again() {
     let images = Images::new();
     images.export();
-    images.podman(&["load", "-i", "image"]);
-    images.podman(&["tag", "localhost/image", "localhost/latest"]);
-    fs::write(images.setup.dir("context").join("Containerfile"), RECIPE).unwrap();
-    images.podman(&["build", "--isolation=chroot", CONTAINER[2], "--layers", "-t", "built", "context"]);
+    images.podman.run(&["load", "-i", "image"]);
+    images.podman.run(&["tag", "localhost/image", "localhost/latest"]);
+    fs::write(images.podman.setup.dir("context").join("Containerfile"), RECIPE).unwrap();
+    images.podman.run(&["build", "--isolation=chroot", OPTIONS[1], "--layers", "-t", "built", "context"]);
     let expected = images.in_container("localhost/built");
     assert!(expected.contains("data/moved/new") && !expected.contains("data/kept"), "{expected}");
-    images.podman(&["save", "--format=oci-dir", "-o", &images.path("saved"), "localhost/built"]);
+    images.podman.run(&["save", "--format=oci-dir", "-o", &images.path("saved"), "localhost/built"]);
     let imported = layer(&["import", &images.path("saved"), &images.path("into")]);
     let lowers = imported.lines().last().unwrap();
     assert_eq!(images.mounted(&format!("ro,{lowers}")), expected);
 
     // A change of the mount goes on top of the image.
-    let changes: PathBuf = images.setup.dir("changes");
+    let changes: PathBuf = images.podman.setup.dir("changes");
     put::whiteout(&changes, "data", "moved");
     put::file(&changes, "data/last", "last");
     let (upper, saved, again) = (images.path("changes"), images.path("saved"), images.path("again:two"));
     layer(&["export", "-o", lowers, "--upper", &upper, "--oci-layout", &again, "--base", &saved]);
     let expected = images.mounted(&format!("ro,lowerdir={upper}:{}", lowers.strip_prefix("lowerdir=").unwrap()));
-    let container = done(images.stored("buildah").args(["from", "oci:again:two"]));
-    let mounted = done(images.stored("buildah").args(["mount", container.trim()]));
-    assert_eq!(listed(Path::new(mounted.trim())), expected);
+    let container = images.podman.buildah(&["from", "oci:again:two"]);
+    let mounted = images.podman.buildah(&["mount", &container]);
+    assert_eq!(listed(Path::new(&mounted)), expected);
 }

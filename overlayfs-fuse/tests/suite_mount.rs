@@ -417,6 +417,29 @@ fn a_large_tree_is_walked_in_bounded_memory_with_few_descriptors() {
     assert!(daemon.wait().unwrap().success());
 }
 
+/// With `debug` the daemon logs each request.
+#[test]
+fn files_are_opened_and_closed_without_a_request() {
+    let fixture = filled();
+    let (point, log) = (fixture.point(), fixture.path("log"));
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "exec 2>\"$LOG\" \"$0\" \"$@\""]).env("LOG", &log);
+    let mount = Mount::by(shell, &point, &fixture.options(",debug"));
+    // The daemon looks for files that may not be opened, a step for each request.
+    for index in 0..50 {
+        assert!(fs::metadata(point.join(index.to_string())).is_err());
+    }
+    for index in 0..3 {
+        fs::write(point.join(index.to_string()), "content").unwrap();
+        assert_eq!(fs::read_to_string(point.join(index.to_string())).unwrap(), "content");
+    }
+    mount.unmount();
+    let said = fs::read_to_string(log).unwrap();
+    let requests = |name: &str| said.lines().filter(|line| line.contains(&format!(" {name} of "))).count();
+    // The first of a kind learns that there are no others.
+    assert_eq!((requests("create"), requests("mknod"), requests("open"), requests("release")), (1, 3, 1, 0), "{said}");
+}
+
 #[test]
 fn as_an_unprivileged_user() {
     let forbidden = "there is no other user in the namespace";

@@ -5,16 +5,20 @@
 
 #[path = "suite/changes.rs"]
 mod changes;
+#[path = "suite/child.rs"]
+mod child;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
 
+use std::fs;
 use std::path::Path;
 
 use changes::{AGAIN, CHANGES, make_lower, mount_fuse_overlayfs, mount_kernel, shell, umount};
+use child::as_another_user;
 use mount::{Mount, eventually, is_mounted, program};
-use test_common::{Detail, LowerGuard, Setup, Snapshot, mode};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, put};
 
 /// Mounts an overlay that is not a child of the test program.
 type Start = fn(&str, &Path);
@@ -70,6 +74,25 @@ fn nest(outer: impl Fn(&str, &Path), more: &str, inner: Start, scripts: [&str; 2
     guard.check();
 }
 
+/// A layer that has no ACLs restricts no user who has rights by the modes.
+#[test]
+fn users_enter_a_layer_without_acls() {
+    let setup = Setup::for_users(&["lower", "without", "upper", "mount"]);
+    let path = |name: &str| setup.path(name);
+    put::file(&path("lower"), "dir/file", "text");
+    put::file(&path("lower"), "dir/secret", "text");
+    mode(&path("lower/dir/secret"), 0o600);
+    let without = Mount::new(&path("without"), &format!("lowerdir={},noacl", path("lower").display()));
+    let options = format!("lowerdir={},upperdir={}", path("without").display(), path("upper").display());
+    let mount = Mount::new(&path("mount"), &options);
+    let dir = path("mount/dir");
+    assert!(as_another_user(|| fs::read(dir.join("file")).is_ok()));
+    assert!(as_another_user(|| fs::read(dir.join("secret")).is_err()));
+    assert!(fs::write(dir.join("file"), "changed").is_ok() && as_another_user(|| fs::read(dir.join("file")).is_ok()));
+    mount.unmount();
+    without.unmount();
+}
+
 #[test]
 fn ours_on_ours() {
     for more in ["", ",format=kernel"] {
@@ -116,7 +139,7 @@ fn ours_on_fuse_overlayfs_is_refused() {
             "{said}"
         );
         assert!(!is_mounted(&point));
-        shell(&outer, "rmdir upper work; mkdir upper work");
+        shell(&outer, "rm -r upper work; mkdir upper work");
     }
     let mount = Mount::new(&point, &format!("lowerdir={}", outer.display()));
     let [found, expected] = [&point, &outer].map(|dir| Snapshot::take(dir, Detail::Contents));

@@ -67,6 +67,27 @@ fn succeeds(output: &Output) {
     assert!(output.status.success(), "{out}{err}");
 }
 
+/// A plain user's mount comes back after a kill.
+#[test]
+fn a_mount_of_a_plain_user_comes_back() {
+    succeeds(&plainly(
+        r#"
+        $P -o $layers,comeback,io_uring=off mount
+        exec 5<>mount/open; echo open >&5; rm mount/open
+        for round in 1 2 3; do
+            echo end >> mount/large; echo $round > mount/new
+            kill -9 "$($P status mount | sed -n 's/^pid *//p')"
+            test "$(cat mount/new) $(cat mount/small)" = "$round small"
+            echo $round >&5
+        done
+        test "$(cat /proc/self/fd/5 | tr '\n' ' ')" = "open 1 2 3 "
+        exec 5>&-
+        fusermount3 -u mount
+        whole comeback 3
+        "#,
+    ));
+}
+
 #[test]
 fn the_layers_are_free_when_fusermount3_returns() {
     succeeds(&plainly(
@@ -93,6 +114,28 @@ fn a_signal_ends_a_mount_of_a_user() {
         kill $daemon; wait $daemon
         ! mountpoint -q mount
         whole signal 1
+        "#,
+    ));
+}
+
+/// Another process of the user goes on with a mount, in the background and in the foreground.
+#[test]
+fn a_mount_of_a_user_is_restarted() {
+    succeeds(&plainly(
+        r#"
+        # Over io_uring no other process can take a mount over.
+        layers=$layers,io_uring=off
+        for round in 1 2; do
+            if [ $round = 1 ]; then $P -o $layers mount; echo end >> mount/large; else change_in_foreground; fi
+            exec 5<>mount/open; echo one >&5; rm mount/open
+            $P restart mount; $P restart mount
+            echo two >&5
+            test "$(cat /proc/self/fd/5)" = "$(printf 'one\ntwo')" || fail "$round: the unlinked file is lost"
+            exec 5>&-
+            fusermount3 -u mount
+            if [ $round = 2 ]; then wait $daemon; fi
+            whole restart $round
+        done
         "#,
     ));
 }

@@ -4,19 +4,20 @@
 //! Needs root, /dev/fuse, Debian's user games, and of its packages buildah, busybox-static,
 //! fuse-overlayfs, podman, runc and uidmap; fails without them.
 
+#[path = "suite/podman.rs"]
+mod podman;
 #[path = "suite/run.rs"]
 mod run;
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use rustix::fs::{CWD, FileType, Mode};
 use test_common::{Setup, mode, put};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-fuse");
+use podman::{OPTIONS, PROGRAM, Podman};
 
 /// Each step changes the result of the one before: it removes, renames and makes again files and
 /// directories of lower layers.
@@ -33,61 +34,6 @@ test \"$(ls /etc/renamed)\" = \"$(printf 'below\\nnew')\"
 grep -q ' / fuse.overlayfs-fuse ' /proc/mounts
 echo more >> /etc/renamed/below; cat /etc/renamed/below
 ";
-
-/// podman and buildah with storage of their own.
-struct Podman {
-    setup: Setup,
-}
-
-impl Podman {
-    fn run(&self, arguments: &[&str]) -> String {
-        self.run_with(PROGRAM, arguments)
-    }
-
-    /// Runs podman as [`Podman::run`] with another mount program, or with the kernel's overlayfs if
-    /// the name is empty.
-    fn run_with(&self, program: &str, arguments: &[&str]) -> String {
-        let mut command = self.command("podman", program);
-        command.arg("--tmpdir").arg(self.setup.dir("tmp")).args(["--cgroup-manager=cgroupfs", "--runtime=runc"]);
-        finish(command.args(arguments))
-    }
-
-    fn buildah(&self, arguments: &[&str]) -> String {
-        finish(self.command("buildah", PROGRAM).args(arguments)).trim().to_owned()
-    }
-
-    fn command(&self, name: &str, program: &str) -> Command {
-        let mut command = run::command(name);
-        for (option, name) in [("--root", "root"), ("--runroot", "run")] {
-            command.arg(option).arg(self.setup.dir(name));
-        }
-        command.arg("--storage-driver=overlay");
-        if !program.is_empty() {
-            command.arg(format!("--storage-opt=overlay.mount_program={program}"));
-        }
-        command.current_dir(self.setup.root());
-        command
-    }
-}
-
-fn finish(command: &mut Command) -> String {
-    let output = run::finish(command);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?} fails:\n{out}{err}");
-    out.into_owned()
-}
-
-impl Drop for Podman {
-    /// podman leaves its storage mounted on itself.
-    fn drop(&mut self) {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let below =
-            |line: &&str| line.split(' ').nth(1).is_some_and(|point| Path::new(point).starts_with(self.setup.root()));
-        for line in mounts.lines().filter(below).collect::<Vec<_>>().into_iter().rev() {
-            run::finish(run::command("umount").arg("-l").args(line.split(' ').nth(1)));
-        }
-    }
-}
 
 /// Makes a root filesystem with a shell, as a tar file.
 fn root_filesystem(setup: &Setup) -> PathBuf {
@@ -116,14 +62,14 @@ fn a_container_is_built_and_run() {
     fs::write(podman.setup.dir("context").join("Containerfile"), RECIPE).unwrap();
     let built = podman.run(&["build", "--isolation=chroot", OPTIONS[1], "-t", "built", "context"]);
     assert!(built.contains("built"), "{built}");
-    let run = [&["run", "--rm"], &OPTIONS[..], &["localhost/built", "sh", "-c", CHECKS]].concat();
     for _ in 0..2 {
-        assert_eq!(podman.run(&run), "from below\nmore\n", "a container leaves nothing in the image");
+        assert_eq!(
+            podman.in_container("localhost/built", &["sh", "-c", CHECKS]),
+            "from below\nmore\n",
+            "a container leaves nothing in the image"
+        );
     }
 }
-
-/// The options of a container. Its limits are below those of the session, which it may not raise.
-const OPTIONS: [&str; 3] = ["--network=none", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1000:1000"];
 
 /// Returns podman with the image `base`, which has a file that gets a partial copy.
 fn with_base() -> Podman {
@@ -187,8 +133,10 @@ fn buildah_changes_an_image_through_a_mount() {
         podman.buildah(&["commit", &container, image]);
     }
     let check = "cat /once /twice; ls /etc/dir 2>/dev/null; wc -c < /large; tail -c 8 /large";
-    let run = [&["run", "--rm"], &OPTIONS[..], &["localhost/twice", "sh", "-c", check]].concat();
-    assert_eq!(podman.run(&run), format!("oncetwice{}\nend\nend\n", (4 << 20) + 8));
+    assert_eq!(
+        podman.in_container("localhost/twice", &["sh", "-c", check]),
+        format!("oncetwice{}\nend\nend\n", (4 << 20) + 8)
+    );
 }
 
 /// Each turn removes the objects of the turn before from a lower directory, and makes a directory

@@ -26,12 +26,13 @@ use std::{env, thread};
 use child::{as_another_user, in_a_child};
 use fixture::Fixture;
 use overlayfs::options::Options;
+use overlayfs_fuse::options::MountOptions;
 use overlayfs_fuse::sandbox::Sandbox;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, ResolveFlags, XattrFlags,
 };
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{MountFlags, OpenTreeFlags};
 use rustix::process::{Resource, Rlimit};
 use test_common::{exists, mode, names, owner, put};
 
@@ -71,7 +72,8 @@ fn every_thread_of_the_daemon_has_dropped_its_rights() {
     let threads = threads(mount.daemon.id());
     assert!(threads.len() > 2, "{threads:?}");
     for thread in threads {
-        let told = fs::read_to_string(thread.join("status")).unwrap();
+        // One that had nothing to do may have ended.
+        let Ok(told) = fs::read_to_string(thread.join("status")) else { continue };
         assert_eq!(status(&told, "NoNewPrivs:", 10), 1, "{told}");
         assert_eq!(status(&told, "Seccomp:", 10), 2, "{told}");
         for sets in ["CapEff:", "CapPrm:"] {
@@ -182,9 +184,10 @@ fn the_sandbox_has_only_the_layers() {
         put::symlink(&fixture.path("upper"), "symlink", "../outside/secret");
         let layers =
             Options { lowers: vec![fixture.path("lower")], upper: Some(fixture.path("upper")), ..Options::default() };
+        let options = MountOptions { layers, ..MountOptions::default() };
         assert!(in_a_child(|| {
             if sandboxed {
-                Sandbox::new(&layers).unwrap().enter();
+                Sandbox::new(&options).unwrap().enter();
             }
             let all = daily_work(&fixture)
                 .into_iter()
@@ -262,7 +265,7 @@ fn a_mount_that_comes_into_a_layer_is_not_seen() {
     let made = fs::write(point.join("in-upper/new"), "x");
     let planted = names(&covers[1]);
     for cover in &covers {
-        rustix::mount::unmount(cover, UnmountFlags::empty()).unwrap();
+        mount::unmount(cover);
     }
     for found in found {
         assert_eq!(found.unwrap(), "layer");
@@ -565,7 +568,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
     let fixture = Fixture::new();
     let file = put::file(&fixture.path("lower"), "file", "content");
     owner(&file, 4242, 4242);
-    let mount = fixture.mount("");
+    let mount = fixture.mount(",max_threads=4");
     let (file, daemon) = (fixture.path("mount/file"), mount.daemon.id());
     let work = |rounds: usize| {
         for round in 0..rounds {
@@ -593,7 +596,7 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
         }
     };
     work(20);
-    let (before, few) = (memory(daemon), threads(daemon).len());
+    let before = memory(daemon);
     work(500);
     thread::scope(|scope| {
         for index in 0..64 {
@@ -607,7 +610,9 @@ fn attributes_locks_and_crowds_cost_no_memory_and_no_threads() {
             });
         }
     });
-    assert_eq!(threads(daemon).len(), few);
+    // The first one, the settler and the watcher take no requests.
+    let count = threads(daemon).len();
+    assert!(count <= 4 + 3, "{count} threads");
     let after = memory(daemon);
     assert!(after < before + 16 * 1024, "{} KiB more", after - before);
     mount.unmount();

@@ -26,7 +26,6 @@ use disk::Disk;
 use mount::{Mount, eventually};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 use test_common::{Detail, LowerGuard, Setup, Snapshot, mode, owner, put};
 
 const KIB: u64 = 1 << 10;
@@ -220,7 +219,7 @@ fn large_files_without_room() {
             if *kind == "linux" {
                 disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&point));
                 right = Some(large_changes(&fixture, 4));
-                rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+                mount::unmount(&point);
                 continue;
             }
             let mount = Mount::new(&point, &format!("{options}{kind}"));
@@ -356,7 +355,7 @@ fn immutable_and_append_only_files(front_end: &str) {
         if kind == "linux" {
             disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &fixture.options()]).arg(&point));
             right = Some(refusals(&point, appends));
-            rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+            mount::unmount(&point);
             continue;
         }
         let mount = fixture.mount(&format!(",door={front_end},format={kind}"));
@@ -441,7 +440,7 @@ fn immutable_directories_of_the_kernels_overlayfs() {
                 let options = fixture.options();
                 disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(&point));
                 let output = run();
-                rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+                mount::unmount(&point);
                 output
             } else {
                 let mount = fixture.mount(kind);
@@ -492,7 +491,7 @@ fn immutable_and_append_only_objects_in_a_lower_layer() {
         if kind == "linux" {
             disk::run(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &fixture.options()]).arg(&point));
             right = Some(tried());
-            rustix::mount::unmount(&point, UnmountFlags::empty()).unwrap();
+            mount::unmount(&point);
         } else {
             let mount = fixture.mount(kind);
             let said = tried();

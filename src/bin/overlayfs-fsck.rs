@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use overlayfs::format;
+use overlayfs::fsck::beside::{self, Left};
 use overlayfs::fsck::options::Command;
 use overlayfs::fsck::{Checker, Finding};
 use overlayfs::layer::{self, OsLayer};
@@ -74,8 +75,18 @@ fn run(options: &Options, repair: bool, code: &mut u8) -> Result<(), String> {
     for unused in checker.unused().map_err(|error| unread(&cause(error)))? {
         treat(&checker, &unused, &at(&unused), repair, "removed")?;
     }
+    let mut beside = 0;
+    for lower in &options.lowers {
+        let found = beside::find(lower).map_err(|error| format!("{} cannot be checked: {error}", lower.display()))?;
+        for left in found {
+            match treat_beside(&left, repair)? {
+                true => *code |= REPAIRED,
+                false => beside += 1,
+            }
+        }
+    }
     let left = if repair { checker.check().map_err(|error| unread(&cause(error)))? } else { findings };
-    *code = *code & !LEFT | if left.is_empty() { 0 } else { LEFT };
+    *code = *code & !LEFT | if left.is_empty() && beside == 0 { 0 } else { LEFT };
     if *code & REPAIRED != 0 {
         println!("Damage was repaired.");
     }
@@ -99,6 +110,23 @@ fn treat(
     let Some(repair) = finding.repair.as_ref().filter(|_| repairs) else { return Ok(false) };
     let repaired = checker.repair(repair);
     repaired.map(|()| true).map_err(|error| format!("{} cannot be {done}: {}", path.display(), cause(error)))
+}
+
+/// Prints what a commit has left, and removes it if `repairs` and nothing needs it. Returns whether
+/// it was removed.
+fn treat_beside(left: &Left, repairs: bool) -> Result<bool, String> {
+    print!("{}: {left}. ", left.path.display());
+    match (left.is_needless, repairs) {
+        (false, _) => println!("Left alone."),
+        (true, false) => println!("With -y: remove it."),
+        (true, true) => {
+            println!("Repair: remove it.");
+            let removed =
+                left.remove().map_err(|error| format!("{} cannot be removed: {}", left.path.display(), cause(error)));
+            return removed.map(|()| true);
+        }
+    }
+    Ok(false)
 }
 
 fn say(path: &Path, finding: &Finding<OsLayer>, repairs: bool) {

@@ -37,6 +37,11 @@ impl Init {
         })
     }
 
+    /// Returns an init that does not wait, for a daemon that another process has started.
+    pub fn absent() -> Self {
+        Self(Err("init has not started this daemon".to_owned()))
+    }
+
     /// Tells init that the name is registered, if init waits.
     pub fn tell(self) {
         let Self(Ok(pipe)) = self else {

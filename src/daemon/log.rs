@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::control::warnings;
 use crate::turn;
 
 struct Logger;
@@ -33,6 +34,9 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
+            if record.level() <= Level::Warn {
+                warnings::keep(&record.args().to_string());
+            }
             let line = line(SystemTime::now(), record.level(), record.args());
             // The process that stores the log may wait for a request of its own.
             turn::pass();

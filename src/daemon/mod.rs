@@ -26,14 +26,17 @@ mod supervisor;
 
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use redox_scheme::Socket;
 
+use crate::control::fact::Fact;
+use crate::control::info;
 use crate::layer::Layer;
-use crate::mount::{mount, sign};
+use crate::mount::{mount, resolved, sign};
 use crate::options::Arguments;
 use crate::overlay::Holder;
-use crate::scheme::OverlayScheme;
+use crate::scheme::{About, OverlayScheme};
 
 pub use self::init::Init;
 pub use self::log::start_log;
@@ -41,7 +44,7 @@ pub use self::namespace::Empty;
 pub use self::serve::Stop;
 pub use self::spare::Lent;
 pub use self::start::Watcher;
-pub use self::supervisor::{Kept, keep};
+pub use self::supervisor::{Kept, keep, wait_for};
 
 /// Mounts the overlay, registers the scheme, and serves until the scheme ends. `watcher` learns
 /// when clients can use the tree. The error is a sentence.
@@ -55,8 +58,11 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
     let mut holder = Holder::this(format!("/scheme/{name}").into());
     sign(&overlay, &holder);
     let empty = Empty::make().map_err(|error| format!("No empty namespace can be made for the daemon: {error}."))?;
-    let scheme = OverlayScheme::new(overlay.clone(), name.clone()).protect_hardlinks(arguments.protected_hardlinks);
-    let mut lent = None;
+    let format = overlay.format_name();
+    let scheme = OverlayScheme::new(overlay, name.clone())
+        .protect_hardlinks(arguments.protected_hardlinks)
+        .with_channel(about(arguments, format));
+    let (mut lent, watched) = (None, scheme.clone());
     let served = serve(scheme, |socket, scheme, stop| {
         lent = watcher.lend(socket);
         start::announce(socket, scheme, arguments, init, empty, &mut watcher).map_err(Ended::Said)?;
@@ -64,6 +70,8 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
         Ok(())
     });
     drop(lent);
+    // A snapshot has put another overlay in the place of the first one.
+    let overlay = watched.overlay();
     holder.ending = true;
     sign(&overlay, &holder);
     let settled = overlay
@@ -74,6 +82,22 @@ pub fn run(arguments: &Arguments, init: Init, mut watcher: impl Watcher) -> Resu
         Ended::Socket(error) => format!("The socket of the scheme {name} failed: {error}."),
     })?;
     settled
+}
+
+/// Describes the scheme that this process is about to serve.
+fn about(arguments: &Arguments, format: Option<&str>) -> About {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut facts = vec![
+        Fact::text("version", env!("CARGO_PKG_VERSION")),
+        Fact::text("mount_point", format!("/scheme/{}", arguments.name)),
+        Fact::number("pid", std::process::id().into()),
+        Fact::number("since", since.as_secs()),
+    ];
+    facts.extend(format.map(|format| Fact::text("format", format)));
+    facts.extend(info::layers(&resolved(&arguments.options)));
+    // SAFETY: takes nothing, and cannot fail.
+    let owner = unsafe { libc::getuid() };
+    About { owner: owner as u32, facts }
 }
 
 /// Serves an overlay as a scheme, until its socket ends or the service is stopped. It calls `begin`

@@ -15,7 +15,7 @@
 //! thread takes the scheme's own locks for these entries, and to find the subject of a question.
 //! The turn is no lock: a thread passes it on before it waits for one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{mem, thread};
@@ -76,7 +76,7 @@ struct Queue<'s, L: Layer> {
     /// The turn to read.
     turn: Turn,
     /// The calls in progress.
-    in_hand: Lock<HashMap<Id, Cancel>>,
+    in_hand: Lock<BTreeMap<Id, Cancel>>,
 }
 
 /// Work for the thread that has read a request. It may take long.
@@ -98,7 +98,7 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     begin: impl FnOnce() -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let asking = Asking::new(socket, scheme);
-    let queue = Queue { socket, stop, asking, turn: Turn::default(), in_hand: Lock::new(HashMap::new()) };
+    let queue = Queue { socket, stop, asking, turn: Turn::default(), in_hand: Lock::new(BTreeMap::new()) };
     thread::scope(|scope| {
         let queue = &queue;
         queue.turn.take();

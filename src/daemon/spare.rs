@@ -10,14 +10,13 @@
 //! is open, the kernel accepts new requests.
 
 use std::io::{PipeReader, PipeWriter};
-use std::os::fd::AsRawFd;
 
-use libredox::Fd;
 use log::warn;
 use redox_scheme::Socket;
 use syscall::error::{ENODEV, Error, Result};
-use syscall::flag::CallFlags;
 use syscall::schemev2::{Cqe, CqeOpcode};
+
+use crate::process::descriptors::{give, take};
 
 /// The supervisor answers requests with numbers below this: as many as may wait at once.
 const REQUESTS: u32 = 1 << 14;
@@ -34,9 +33,8 @@ pub struct Lent(PipeReader);
 impl Lender {
     /// Puts a descriptor of the socket into the pipe.
     pub fn lend(self, socket: &Socket) -> Option<Lent> {
-        let descriptor = socket.inner().raw().to_ne_bytes();
-        match libredox::call::call_wo(number(&self.into), &descriptor, CallFlags::FD | CallFlags::FD_CLONE, &[]) {
-            Ok(_) => Some(Lent(self.out)),
+        match give(&self.into, socket.inner()) {
+            Ok(()) => Some(Lent(self.out)),
             Err(error) => {
                 warn!("the supervisor has no socket, so clients wait forever if the daemon is killed: {error}");
                 None
@@ -54,7 +52,7 @@ impl Drop for Lent {
 /// Answers ENODEV to all callers that wait for a dead daemon. Later callers get the same error from
 /// the kernel. Does nothing if the daemon has taken its socket back.
 pub fn answer_all(out: &PipeReader) {
-    let Some(socket) = take(out) else {
+    let Ok(Some(socket)) = take(out) else {
         return;
     };
     let gone: Result<usize> = Err(Error::new(ENODEV));
@@ -64,17 +62,4 @@ pub fn answer_all(out: &PipeReader) {
         // The kernel refuses an answer without a caller.
         let _ = socket.write(&answer);
     }
-}
-
-/// Takes the descriptor out of the pipe, if there is one. The other end must be closed.
-fn take(out: &PipeReader) -> Option<Fd> {
-    let mut descriptor = [0; size_of::<usize>()];
-    match libredox::call::call_ro(number(out), &mut descriptor, CallFlags::FD, &[]) {
-        Ok(1..) => Some(Fd::new(usize::from_ne_bytes(descriptor))),
-        _ => None,
-    }
-}
-
-fn number(pipe: &impl AsRawFd) -> usize {
-    pipe.as_raw_fd() as usize
 }

@@ -2,9 +2,9 @@
 //!
 //! Once it serves, the daemon is in an empty namespace and cannot remove its own name. So the
 //! program forks before it opens anything. The child serves. The parent waits for it, and passes it
-//! the signals that end programs. After the child's end it answers the clients that still wait
-//! (`spare`). If the child ended well, it makes the ending of the layers. Then, if the child owned
-//! the name, it removes the name.
+//! the signals that end programs. Meanwhile it makes objects for users (`maker`). After the child's
+//! end it answers the clients that still wait (`spare`). If the child ended well, it makes the
+//! ending of the layers. Then, if the child owned the name, it removes the name.
 //!
 //! No request can make the parent use its namespace. The parent asks for nothing there before the
 //! child has ended. So the parent never waits for the child in a request, and no client of that
@@ -24,6 +24,7 @@ use redox_scheme::Socket;
 use super::serve::Stop;
 use super::spare::{Lender, Lent, answer_all};
 use super::start::Watcher;
+use crate::layer::redox::maker::{self, Work};
 use crate::process::{Detached, Ready, Side, Streams, detach, fork, mask_signals, signal_set};
 
 /// The signals that end the daemon with a sync.
@@ -115,6 +116,11 @@ pub unsafe fn keep(
     } else {
         None
     };
+    let maker = if cfg!(target_os = "redox") {
+        Some(maker::pipes().map_err(|error| format!("No pipe can be made: {error}."))?)
+    } else {
+        None
+    };
     // No signal gets lost before a handler is set.
     mask_signals(libc::SIG_BLOCK, &signal_set(ENDING));
     // SAFETY: as the caller promises. A process that forked above has one thread too.
@@ -127,6 +133,11 @@ pub unsafe fn keep(
             SIGNALLED.store(signalled.into_raw_fd(), Ordering::Relaxed);
             handle(on_signal_in_child);
             drop(is_named);
+            if let Some((orders, work)) = maker {
+                // With the maker's ends open here, the daemon would never learn of its end.
+                drop(work);
+                orders.employ();
+            }
             Ok(serve(Kept { ready, signals, named, owns_name: false, streams, lender }))
         }
         Ok(Side::Parent(child)) => {
@@ -134,15 +145,18 @@ pub unsafe fn keep(
             if let Some(Err(error)) = streams.map(Streams::put_in_place) {
                 eprintln!("overlayfs: The inherited standard streams stay open: {error}.");
             }
-            Ok(supervise(child, lender.map(|Lender { out, .. }| out), is_named, ending, remove))
+            let work = maker.map(|(_, work)| work);
+            Ok(supervise(child, work, lender.map(|Lender { out, .. }| out), is_named, ending, remove))
         }
     }
 }
 
-/// Waits for the child's end, answers its clients through the socket in the pipe `lent`, calls
-/// `ending` and removes its name. Returns the exit code of the child, or a failure of `ending`.
+/// Makes objects for the child, waits for its end, answers its clients through the socket in the
+/// pipe `lent`, calls `ending` and removes its name. Returns the exit code of the child, or a
+/// failure of `ending`.
 fn supervise(
     child: libc::pid_t,
+    work: Option<Work>,
     lent: Option<PipeReader>,
     is_named: PipeReader,
     ending: impl FnOnce() -> Result<(), String>,
@@ -150,6 +164,9 @@ fn supervise(
 ) -> ExitCode {
     CHILD.store(child, Ordering::Relaxed);
     handle(on_signal_in_parent);
+    if let Some(Err(error)) = work.map(Work::serve) {
+        eprintln!("overlayfs: From now on, new files of users take longer: {error}.");
+    }
     let mut status = wait_for(child);
     // A signal has no process to go to any more, and must not end this one in the midst of an ending.
     mask_signals(libc::SIG_BLOCK, &signal_set(ENDING));
@@ -195,7 +212,7 @@ fn handle(handler: extern "C" fn(libc::c_int)) {
 }
 
 /// Waits for the end of a child, and returns its exit code.
-fn wait_for(child: libc::pid_t) -> ExitCode {
+pub fn wait_for(child: libc::pid_t) -> ExitCode {
     let mut status = 0;
     loop {
         // SAFETY: the status outlives the call.

@@ -62,6 +62,12 @@ pub fn shown(name: &OsStr) -> Option<Cow<'_, OsStr>> {
     }
 }
 
+/// Whether layers store an attribute under the name by which the merged tree shows it, whatever
+/// their format is.
+pub fn is_plain(name: &OsStr) -> bool {
+    own(name).is_none()
+}
+
 /// Returns the names of an object's attributes, with an overlay's marks. Returns none if it cannot
 /// have any.
 ///

@@ -25,7 +25,54 @@ pub struct Reading {
     file_whiteouts: bool,
 }
 
-/// One directory of one layer.
+/// The number of names of a directory that a walk has in memory at once, or twice as many for a
+/// moment. The rest is listed again.
+pub const NAMES_AT_ONCE: usize = 1 << 16;
+
+/// The names of a directory that are wanted: a number of them from one on, in the order of their
+/// bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'n> {
+    /// The first name that may be wanted.
+    pub from: &'n OsStr,
+    /// The number of names. There may be some more.
+    pub most: usize,
+}
+
+/// A run of names of a directory, in the order of their bytes, of which all are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// The first name that may be in it.
+    pub from: OsString,
+    /// The first name behind it. None: it goes to the end.
+    pub to: Option<OsString>,
+}
+
+impl Extent<'_> {
+    /// All names.
+    pub fn all() -> Self {
+        Extent { from: OsStr::new(""), most: usize::MAX }
+    }
+}
+
+impl Run {
+    /// Whether a name is in it, if the directory has that.
+    pub fn has(&self, name: &OsStr) -> bool {
+        name >= self.from && self.to.as_ref().is_none_or(|to| name < to)
+    }
+
+    /// Whether all names are in it.
+    pub fn is_whole(&self) -> bool {
+        self.from.is_empty() && self.to.is_none()
+    }
+
+    /// Ends it before `to`, if that is not behind its end.
+    pub fn end(&mut self, to: Option<OsString>) {
+        self.to = [self.to.take(), to].into_iter().flatten().min();
+    }
+}
+
+/// One directory of one layer, or a run of its names.
 #[derive(Default)]
 pub struct LayerListing {
     /// The objects, with the layer's inode numbers.
@@ -38,8 +85,38 @@ pub struct LayerListing {
     pub maps: Vec<PartOf>,
     /// The marks of the directory itself.
     pub marks: Marks,
-    /// Reserved names without a meaning in a listing, and marks of the wrong kind.
+    /// Reserved names without a meaning in a listing, and marks of the wrong kind. Only a run from
+    /// the first name on has them.
     pub odd: Vec<(OsString, Kind)>,
+    /// The run.
+    pub run: Run,
+}
+
+impl LayerListing {
+    /// Returns the number of names, of objects and of marks.
+    fn len(&self) -> usize {
+        self.objects.len() + self.whiteouts.len() + self.parts.len() + self.maps.len()
+    }
+
+    /// Ends the run behind its first `most` names. A name may have several entries.
+    fn cut(&mut self, most: usize) {
+        if self.len() <= most {
+            return;
+        }
+        let whiteouts = self.whiteouts.iter().map(|whiteout| &whiteout.name).filter(|name| !name.is_empty());
+        let parts = self.parts.iter().chain(&self.maps).map(|(_, name)| name);
+        let mut names: Vec<_> = self.objects.iter().map(|(name, ..)| name).chain(whiteouts).chain(parts).collect();
+        names.sort_unstable();
+        names.dedup();
+        let Some(to) = names.get(most).map(|name| (*name).clone()) else { return };
+        self.run.end(Some(to));
+        let LayerListing { objects, whiteouts, parts, maps, run, .. } = self;
+        objects.retain(|(name, ..)| run.has(name));
+        // The name of a long whiteout is not known yet.
+        whiteouts.retain(|whiteout| whiteout.name.is_empty() || run.has(&whiteout.name));
+        parts.retain(|(_, name)| run.has(name));
+        maps.retain(|(_, name)| run.has(name));
+    }
 }
 
 /// A whiteout.
@@ -125,8 +202,8 @@ impl Hidden {
     }
 }
 
-/// Reads a directory. `has_devices` returns whether a device with the number 0 is a device in this
-/// layer, not a whiteout.
+/// Reads a run of the names of a directory, and its marks. `has_devices` returns whether a device
+/// with the number 0 is a device in this layer, not a whiteout.
 ///
 /// # Errors
 ///
@@ -135,12 +212,15 @@ pub fn read<L: Layer>(
     layer: &L,
     dir: &L::Dir,
     reading: Reading,
+    extent: Extent<'_>,
     has_devices: impl FnMut() -> Result<bool>,
 ) -> Result<LayerListing> {
-    let (mut listing, [redirect, fixed]) = read_names(layer, dir, reading)?;
+    let (mut listing, [redirect, fixed]) = read_names(layer, dir, reading, extent)?;
     for long in listing.whiteouts.iter_mut().filter(|whiteout| whiteout.name.is_empty()) {
         long.name = OsString::from_vec(content(layer, dir, &long.marker, long.kind)?.0);
     }
+    let LayerListing { whiteouts, run, .. } = &mut listing;
+    whiteouts.retain(|whiteout| run.has(&whiteout.name));
     listing.marks.attributes = kernel::marks(layer, Object::Dir(dir), &reading.attributes(layer, Object::Dir(dir))?)?;
     find_whiteouts_in_place(layer, dir, reading, has_devices, &mut listing)?;
     listing.marks.redirect_file = redirect.map(|kind| redirect_file(layer, dir, kind)).transpose()?;
@@ -156,13 +236,29 @@ pub fn read<L: Layer>(
 
 /// Lists a directory, and sorts the entries by their names. Returns the kinds of its redirect file
 /// and of [`FIXED`] too.
-fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(LayerListing, [Option<Kind>; 2])> {
+fn read_names<L: Layer>(
+    layer: &L,
+    dir: &L::Dir,
+    reading: Reading,
+    Extent { from, most }: Extent<'_>,
+) -> Result<(LayerListing, [Option<Kind>; 2])> {
     let (mut listing, mut redirect, mut fixed) = (LayerListing::default(), None, None);
+    listing.run.from = from.to_owned();
+    let mut too_many = most.saturating_mul(2);
     layer.list(dir, &mut |entry| {
         let is_file = entry.kind == Kind::File;
         let means = reading.meaning(entry.name);
-        if means == Meaning::Unknown || means != Meaning::Object && !is_file {
+        if from.is_empty() && (means == Meaning::Unknown || means != Meaning::Object && !is_file) {
             listing.odd.push((entry.name.to_owned(), entry.kind));
+        }
+        let is_of_run = match &means {
+            Meaning::Object => listing.run.has(entry.name),
+            Meaning::Whiteout(name) => listing.run.has(name),
+            Meaning::Part(of) | Meaning::Map(of) => listing.run.has(of.name),
+            _ => true,
+        };
+        if !is_of_run {
+            return;
         }
         let hides = |name: &OsStr| Hidden { name: name.to_owned(), marker: entry.name.to_owned(), kind: entry.kind };
         match means {
@@ -176,7 +272,12 @@ fn read_names<L: Layer>(layer: &L, dir: &L::Dir, reading: Reading) -> Result<(La
             Meaning::Map(of) if is_file => listing.maps.push(of.to_owned()),
             Meaning::Part(_) | Meaning::Map(_) | Meaning::Unknown => {}
         }
+        if listing.len() >= too_many {
+            listing.cut(most);
+            too_many = too_many.max(listing.len().saturating_mul(2));
+        }
     })?;
+    listing.cut(most);
     Ok((listing, [redirect, fixed]))
 }
 
@@ -198,15 +299,14 @@ fn find_whiteouts_in_place<L: Layer>(
             _ => false,
         })
     };
-    let mut objects = Vec::with_capacity(listing.objects.len());
-    for (name, kind, ino) in std::mem::take(&mut listing.objects) {
-        match is_whiteout(&name, kind)? {
-            false => objects.push((name, kind, ino)),
-            true => listing.whiteouts.push(Hidden { marker: name.clone(), name, kind }),
-        }
-    }
-    listing.objects = objects;
-    Ok(())
+    let mut read = Ok(());
+    let found = listing.objects.extract_if(.., |(name, kind, _)| {
+        let found = read.and_then(|()| is_whiteout(name, *kind));
+        read = found.map(drop);
+        found.unwrap_or(false)
+    });
+    listing.whiteouts.extend(found.map(|(name, kind, _)| Hidden { marker: name.clone(), name, kind }));
+    read
 }
 
 /// Reads the marks of a directory without its names.
@@ -293,4 +393,61 @@ fn content<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Resul
     let stat = layer.stat(Object::File(&file))?;
     let content = read_start(layer, &file, (stat.size as usize).min(CONTENT_MAX))?;
     Ok((content, Some(stat)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::layer::OsLayer;
+
+    /// Reads a directory in runs of so many names.
+    fn runs(place: &std::path::Path, most: usize) -> Vec<LayerListing> {
+        let layer = OsLayer::open(place, false).unwrap();
+        let (root, mut runs, mut next) = (layer.root().unwrap(), Vec::new(), Some(OsString::new()));
+        while let Some(from) = next {
+            let extent = Extent { from: &from, most };
+            let run = read(&layer, &root, Reading::LOWER, extent, || Ok(false)).unwrap();
+            next = run.run.to.clone();
+            runs.push(run);
+        }
+        runs
+    }
+
+    #[test]
+    fn each_name_is_in_one_run_with_its_marks() {
+        let place = tempfile::tempdir().unwrap();
+        let long = "n".repeat(252);
+        for name in (0..30).map(|number| format!("{number}")).chain([long.clone()]) {
+            fs::write(place.path().join(&name), "").unwrap();
+            let mark = whiteout(OsStr::new(&name), 255);
+            fs::write(place.path().join(&mark.name), &mark.content).unwrap();
+        }
+        for digest in 0..40 {
+            fs::write(place.path().join(format!(".wh..wh.part.{digest:032x}.7")), "").unwrap();
+        }
+        for name in [OPAQUE, ".wh..wh.odd"] {
+            fs::write(place.path().join(name), "").unwrap();
+        }
+        let names = |runs: &[LayerListing]| {
+            let of_run = |run: &LayerListing| {
+                let whiteouts = run.whiteouts.iter().map(|whiteout| whiteout.name.clone());
+                let all = run.objects.iter().map(|(name, ..)| name.clone()).chain(whiteouts);
+                let mut all: Vec<_> = all.chain(run.parts.iter().map(|(_, name)| name.clone())).collect();
+                assert!(all.iter().all(|name| run.run.has(name)) && run.marks.is_opaque());
+                all.sort();
+                all
+            };
+            runs.iter().flat_map(of_run).collect::<Vec<_>>()
+        };
+        let whole = runs(place.path(), usize::MAX);
+        assert_eq!((whole.len(), names(&whole).len()), (1, 31 + 31 + 40));
+        for most in [1, 2, 7, 31] {
+            let parts = runs(place.path(), most);
+            assert_eq!(names(&parts), names(&whole), "{most} at once");
+            assert!(parts.iter().all(|run| run.objects.len() <= most), "{most} at once");
+            assert_eq!(parts.iter().map(|run| run.odd.len()).sum::<usize>(), 1);
+        }
+    }
 }

@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 use crate::layer::Fixed;
 
 pub use oci::{
-    CONTENT_MAX, DEVICES, FIXED, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT, WORK, Whiteout,
-    fnv1a, is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
+    CONTENT_MAX, DEVICES, FIXED, FNV1A_OF_NOTHING, Meaning, OCI, OF_AUFS, OPAQUE, PARTS, PartOf, PartRef, REDIRECT,
+    WORK, Whiteout, fnv1a, fnv1a_behind, is_reserved, meaning, part_names, redirect_content, redirect_path, whiteout,
 };
 
 /// The formats that the options offer.

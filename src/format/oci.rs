@@ -169,9 +169,16 @@ pub fn part_names(name: &OsStr, source: Option<u128>, name_max: usize) -> Option
 /// Returns the 128-bit FNV-1a digest. Two long names in one directory with the same digest would
 /// share a marker.
 pub fn fnv1a(bytes: &[u8]) -> u128 {
-    const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    fnv1a_behind(FNV1A_OF_NOTHING, bytes)
+}
+
+/// The digest of no bytes.
+pub const FNV1A_OF_NOTHING: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+
+/// Returns the digest of the bytes of `digest` and these behind them.
+pub fn fnv1a_behind(digest: u128, bytes: &[u8]) -> u128 {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    bytes.iter().fold(BASIS, |digest, byte| (digest ^ u128::from(*byte)).wrapping_mul(PRIME))
+    bytes.iter().fold(digest, |digest, byte| (digest ^ u128::from(*byte)).wrapping_mul(PRIME))
 }
 
 /// Returns the content of a redirect to `path`, which is relative to the root of the merged lower

@@ -13,6 +13,7 @@
 //! | `needless` | what the lower layers show too |
 //! | `work` | the work directory: leftovers, the mark of `volatile`, the index |
 //! | `repair` | the steps of repairs |
+//! | `beside` | what commits have left beside a lower layer |
 //! | `options` | the command line of `overlayfs-fsck` |
 
 use std::collections::HashMap;
@@ -24,9 +25,10 @@ use crate::errno::{ENOENT, ENOTDIR};
 
 use crate::format::{self, Format, kernel};
 use crate::layer::{Layer, Result};
-use crate::overlay::on_disk::{LayerDir, Need, Record, Stack, hold, namespace, stack_of};
+use crate::overlay::on_disk::{LayerDir, Need, Record, Stack, hold, hold_on_all_hosts, namespace, stack_of};
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
+pub mod beside;
 mod damage;
 mod needless;
 pub mod options;
@@ -36,6 +38,7 @@ mod twice;
 mod work;
 
 pub use damage::Damage;
+pub use needless::{IsSame, Needless};
 pub use repair::Repair;
 
 /// One object with damage.
@@ -70,11 +73,20 @@ pub struct Checker<L: Layer> {
     difference: Option<String>,
 }
 
+/// The damage that a check is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    /// Only what is lost ([`Damage::is_loss`]).
+    Losses,
+}
+
 /// The findings so far.
 struct Report<L: Layer> {
+    wanted: Wanted,
     findings: Vec<Finding<L>>,
     /// The merging directories of the upper layer with their paths, by the lower path that they
-    /// merge with.
+    /// merge with. Only if all damage is wanted.
     merged: HashMap<PathBuf, Vec<Merging<L>>>,
     /// Directories with a redirect, and its target.
     redirects: Vec<(PathBuf, PathBuf)>,
@@ -103,7 +115,7 @@ impl<L: Layer> Checker<L> {
         let below = Overlay::with_settings(
             Layers { upper: None, work: None, lowers },
             // An untrusted check would report markers as useless that another mount needs.
-            Settings { trusted: true, ..Settings::default() },
+            Settings { trusted: true, ..Settings::for_walk() },
         )?;
         let upper = Stack::new(vec![upper], true)?;
         let root = upper.upper_root().ok_or(Refused::NoLayer)?.clone();
@@ -116,6 +128,9 @@ impl<L: Layer> Checker<L> {
                 work => Some(work?),
             },
         };
+        if let Some(dir) = &work {
+            in_use |= !hold_on_all_hosts(work_layer.as_ref().unwrap_or(layer), dir)?;
+        }
         let known = work.as_ref().map(|dir| Record::read(upper.layer(&root), dir)).transpose()?.flatten();
         // A check that does not know a feature would find damage where there is none.
         known.iter().try_for_each(|known| known.check(Need::ReadOnly, false, None))?;
@@ -172,13 +187,30 @@ impl<L: Layer> Checker<L> {
         self.find_unused()
     }
 
+    /// Returns the damage that is a loss ([`Damage::is_loss`]). There may be very much other
+    /// damage, so this takes less memory than [`Checker::check`]. Also reports nothing about a
+    /// layer in use but its tree.
+    ///
+    /// # Errors
+    ///
+    /// - Any errno of a layer that cannot be read.
+    #[cfg(feature = "layer-tools")]
+    pub fn losses(&self) -> Result<Vec<Finding<L>>> {
+        let mut report = Report::new(Wanted::Losses);
+        self.check_tree(&mut report)?;
+        if !self.in_use {
+            self.check_work(&mut report)?;
+        }
+        Ok(report.findings)
+    }
+
     /// Returns all damage.
     ///
     /// # Errors
     ///
     /// - Any errno of a layer that cannot be read.
     pub fn check(&self) -> Result<Vec<Finding<L>>> {
-        let mut report = Report::new();
+        let mut report = Report::new(Wanted::All);
         self.check_tree(&mut report)?;
         self.check_redirects(&mut report)?;
         if !self.in_use {
@@ -204,8 +236,15 @@ impl<L: Layer> Checker<L> {
 }
 
 impl<L: Layer> Report<L> {
-    fn new() -> Self {
-        Report { findings: Vec::new(), merged: HashMap::new(), redirects: Vec::new(), partial: false }
+    fn new(wanted: Wanted) -> Self {
+        Report { wanted, findings: Vec::new(), merged: HashMap::new(), redirects: Vec::new(), partial: false }
+    }
+
+    /// Adds a finding, if it is wanted.
+    fn note(&mut self, finding: Finding<L>) {
+        if self.wanted == Wanted::All || finding.damage.is_loss() {
+            self.findings.push(finding);
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use crate::errno::{EBUSY, ENOENT, Error};
 
 use super::Checker;
 use crate::format;
-use crate::layer::{Kind, Layer, Object, RenameMode, Result, ensure_file, keeping_times, remove_all};
-use crate::overlay::on_disk::{Features, LayerDir, Record, rewrite};
+use crate::layer::{Kind, Layer, Object, RenameMode, Result, ensure_file, keeping_times};
+use crate::overlay::on_disk::{Features, LayerDir, Record, remove_tree, rewrite};
 
 /// The repair of one finding.
 pub struct Repair<L: Layer> {
@@ -78,10 +78,12 @@ impl<L: Layer> Checker<L> {
     fn step(&self, dir: &Arc<LayerDir<L>>, step: &Step) -> Result<()> {
         let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
         match step {
-            Step::Remove(name, kind) => keeping_times(layer, &open, || match remove_all(layer, &open, name, *kind) {
-                Err(error) if error.errno != ENOENT => Err(error),
-                _ => Ok(()),
-            }),
+            Step::Remove(name, kind) => {
+                keeping_times(layer, &open, || match remove_tree(&self.upper, dir, name, *kind) {
+                    Err(error) if error.errno != ENOENT => Err(error),
+                    _ => Ok(()),
+                })
+            }
             Step::RemoveEmpty(name) => keeping_times(layer, &open, || layer.remove_dir(&open, name)),
             Step::RemoveXattr(name) => layer.remove_xattr(Object::Dir(&*open), name),
             Step::Create(name) => self.create(dir, name),

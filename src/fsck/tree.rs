@@ -1,21 +1,22 @@
 //! The walk through the upper layer, beside the same directories of the merged lower layers.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::vec;
 
-use crate::errno::{ENAMETOOLONG, ENOENT, ENOTDIR};
+use crate::errno::{ENAMETOOLONG, ENOENT, ENOTDIR, Error};
 
-use super::repair::Step;
-use super::{Checker, Damage, Finding, Repair, Report};
+use super::repair::Step as Repairing;
+use super::{Checker, Damage, Finding, Repair, Report, Wanted};
 use crate::format::attribute::names;
 use crate::format::kernel;
-use crate::format::listing::{self, Hidden, LayerListing, Reading};
+use crate::format::listing::{self, Extent, Hidden, LayerListing, NAMES_AT_ONCE, Reading};
 use crate::format::{self, DirMark, Meaning, PartOf, Redirect, WhiteoutMark};
 use crate::layer::{Access, Kind, Layer, Object, Result, read_start};
-use crate::overlay::Node;
 use crate::overlay::on_disk::{LayerDir, map_len, map_means_something, origin_of};
+use crate::overlay::{Handle, Node};
 
 /// A directory of the upper layer that the walk has not read yet.
 struct Task<L: Layer> {
@@ -23,6 +24,39 @@ struct Task<L: Layer> {
     path: PathBuf,
     /// The target of its merge if it has no redirect and is not opaque.
     below: Below<L>,
+}
+
+/// A directory on the way.
+struct Frame<L: Layer> {
+    dir: Arc<LayerDir<L>>,
+    path: PathBuf,
+    below: Below<L>,
+    /// The directory below, open, so that it is not evicted and read again.
+    _open: Option<Handle<L>>,
+    /// The directories of this run of its names that are left, and whether each has a whiteout
+    /// beside it.
+    names: vec::IntoIter<(OsString, bool)>,
+    /// The name at which the next run begins, if there may be more.
+    next: Option<OsString>,
+}
+
+/// A walk through the directories of the upper layer, each before those in it, names in the order
+/// of their bytes.
+pub(super) struct Walk<'c, L: Layer> {
+    checker: &'c Checker<L>,
+    /// The directory to enter next.
+    next: Option<Task<L>>,
+    frames: Vec<Frame<L>>,
+}
+
+/// A step of a walk.
+pub(super) enum Step<L: Layer> {
+    /// Into a directory.
+    Into(Box<Seen<L>>),
+    /// To the next names of the directory that the walk is in.
+    More(Box<Seen<L>>),
+    /// Out of the directory that the walk is in.
+    Out,
 }
 
 /// The lower directory that a directory of the upper layer merges with.
@@ -51,13 +85,15 @@ pub(super) enum Found<L: Layer> {
     Unknown,
 }
 
+/// Questions about a listing that `Checker::read` has sorted.
 impl LayerListing {
     pub(super) fn object(&self, name: &OsStr) -> Option<Kind> {
-        self.objects.iter().find(|(object, ..)| object == name).map(|(_, kind, _)| *kind)
+        let at = self.objects.binary_search_by(|(object, ..)| object.as_os_str().cmp(name)).ok()?;
+        Some(self.objects[at].1)
     }
 
     pub(super) fn hides(&self, name: &OsStr) -> bool {
-        self.whiteouts.iter().any(|whiteout| whiteout.name == name)
+        self.whiteouts.binary_search_by(|whiteout| whiteout.name.as_os_str().cmp(name)).is_ok()
     }
 }
 
@@ -69,72 +105,133 @@ fn part_order((source, name): &PartOf) -> (Option<u128>, &OsStr) {
 impl<L: Layer> Report<L> {
     /// Adds damage of the tree of the upper layer.
     fn add(&mut self, path: PathBuf, damage: Damage, repair: Option<Repair<L>>) {
-        self.findings.push(Finding { path, in_work: false, damage, repair });
+        self.note(Finding { path, in_work: false, damage, repair });
     }
 }
 
-/// A directory of the upper layer that the walk has read.
-pub(super) struct Seen<'w, L: Layer> {
-    pub dir: &'w Arc<LayerDir<L>>,
-    pub path: &'w Path,
-    pub listing: &'w LayerListing,
+/// A directory of the upper layer of which the walk has read a run of the names.
+pub(super) struct Seen<L: Layer> {
+    pub dir: Arc<LayerDir<L>>,
+    pub path: PathBuf,
+    pub listing: LayerListing,
     /// The target of its merge if it had no marks.
-    pub unmarked: &'w Below<L>,
+    pub unmarked: Below<L>,
     /// The target of its merge.
-    pub below: &'w Below<L>,
+    pub below: Below<L>,
 }
 
-/// A function for every directory of a walk.
-type EachSeen<'f, L> = dyn FnMut(&Seen<'_, L>, &mut Report<L>) -> Result<()> + 'f;
+impl<'c, L: Layer> Walk<'c, L> {
+    pub fn new(checker: &'c Checker<L>) -> Self {
+        let below = Below::Dir(checker.below.root().clone(), PathBuf::new());
+        let top = Task { dir: checker.root.clone(), path: PathBuf::new(), below };
+        Walk { checker, next: Some(top), frames: Vec::new() }
+    }
+
+    /// Makes the next step. Adds the damage of a directory's marks to `report`. Returns None at the
+    /// end.
+    pub fn step(&mut self, report: &mut Report<L>) -> Result<Option<Step<L>>> {
+        loop {
+            let task = match self.next.take() {
+                Some(task) => task,
+                None => match self.frames.last_mut() {
+                    None => return Ok(None),
+                    Some(frame) => match (frame.names.next(), frame.next.take()) {
+                        (Some((name, is_hidden)), next) => {
+                            frame.next = next;
+                            self.checker.task(frame, &name, is_hidden)?
+                        }
+                        (None, Some(from)) => match self.checker.read(&frame.dir, &frame.path, &from, report) {
+                            Err(error) if self.is_gone(error) => continue,
+                            listing => return listing.map(|listing| self.go_on(listing)),
+                        },
+                        (None, None) => {
+                            self.frames.pop();
+                            return Ok(Some(Step::Out));
+                        }
+                    },
+                },
+            };
+            match self.checker.read(&task.dir, &task.path, OsStr::new(""), report) {
+                Err(error) if self.is_gone(error) => {}
+                listing => return self.enter(task, listing?, report).map(Some),
+            }
+        }
+    }
+
+    /// Whether another program may have removed the directory that cannot be read.
+    fn is_gone(&self, error: Error) -> bool {
+        self.checker.in_use && matches!(error.errno, ENOENT | ENOTDIR)
+    }
+
+    /// Goes to the next names of the current directory.
+    fn go_on(&mut self, mut listing: LayerListing) -> Option<Step<L>> {
+        let frame = self.frames.last_mut()?;
+        frame.names = dirs_of(&listing).into_iter();
+        frame.next = listing.run.to.take();
+        let (dir, path, below) = (frame.dir.clone(), frame.path.clone(), frame.below.clone());
+        Some(Step::More(Box::new(Seen { dir, path, listing, unmarked: Below::Unknown, below })))
+    }
+
+    fn enter(&mut self, task: Task<L>, mut listing: LayerListing, report: &mut Report<L>) -> Result<Step<L>> {
+        let below = self.checker.narrow(&task, &listing, report)?;
+        let Task { dir, path, below: unmarked } = task;
+        let (names, next) = (dirs_of(&listing).into_iter(), listing.run.to.take());
+        let open = match &below {
+            Below::Dir(node, _) => Some(self.checker.below.open(node)),
+            Below::Nothing | Below::Unknown => None,
+        };
+        let below_it = below.clone();
+        self.frames.push(Frame { dir: dir.clone(), path: path.clone(), below: below_it, _open: open, names, next });
+        Ok(Step::Into(Box::new(Seen { dir, path, listing, unmarked, below })))
+    }
+}
+
+/// Returns the directories of a listing, and whether each has a whiteout beside it.
+fn dirs_of(listing: &LayerListing) -> Vec<(OsString, bool)> {
+    let dirs = listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::Dir);
+    dirs.map(|(name, ..)| (name.clone(), listing.hides(name))).collect()
+}
 
 impl<L: Layer> Checker<L> {
     pub(super) fn check_tree(&self, report: &mut Report<L>) -> Result<()> {
-        self.walk(report, &mut |seen, report| {
-            let (path, dir) = (seen.path, seen.dir);
-            if let Below::Dir(_, target) = seen.below {
-                report.merged.entry(target.clone()).or_default().push((path.to_owned(), dir.clone()));
-            }
-            self.check_whiteouts(seen, report)?;
-            self.check_parts(seen, report)?;
-            if !self.format.features().metacopies {
-                return Ok(());
-            }
-            let files = seen.listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::File);
-            for (name, ..) in files {
-                self.check_metacopy(dir, name, path.join(name), seen.below, report)?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Calls `each` for every directory of the upper layer, before those in it.
-    pub(super) fn walk(&self, report: &mut Report<L>, each: &mut EachSeen<'_, L>) -> Result<()> {
-        let below = Below::Dir(self.below.root().clone(), PathBuf::new());
-        let mut tasks = vec![Task { dir: self.root.clone(), path: PathBuf::new(), below }];
-        while let Some(task) = tasks.pop() {
-            let listing = match self.read(&task, report) {
-                // Another program has removed it meanwhile.
-                Err(error) if self.in_use && matches!(error.errno, ENOENT | ENOTDIR) => continue,
-                listing => listing?,
+        let mut walk = Walk::new(self);
+        while let Some(step) = walk.step(report)? {
+            let (seen, is_first) = match step {
+                Step::Into(seen) => (seen, true),
+                Step::More(seen) => (seen, false),
+                Step::Out => continue,
             };
-            let below = self.narrow(&task, &listing, report)?;
-            let Task { dir, path, below: unmarked } = &task;
-            each(&Seen { dir, path, listing: &listing, unmarked, below: &below }, report)?;
-            for (name, ..) in listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::Dir) {
-                let below = if listing.hides(name) { Below::Nothing } else { self.dir_below(&below, name)? };
-                tasks.push(Task { dir: self.upper.child(dir, name), path: path.join(name), below });
+            let Seen { dir, path, listing, below, .. } = &*seen;
+            if let (true, Below::Dir(_, target), Wanted::All) = (is_first, below, report.wanted) {
+                report.merged.entry(target.clone()).or_default().push((path.clone(), dir.clone()));
+            }
+            self.check_whiteouts(&seen, report)?;
+            self.check_parts(&seen, report)?;
+            if !self.format.features().metacopies {
+                continue;
+            }
+            for (name, ..) in listing.objects.iter().filter(|(_, kind, _)| *kind == Kind::File) {
+                self.check_metacopy(dir, name, path.join(name), below, report)?;
             }
         }
         Ok(())
     }
 
-    /// Reads a directory, and reports names with wrong objects. Sorts the listing by names.
-    fn read(&self, task: &Task<L>, report: &mut Report<L>) -> Result<LayerListing> {
-        let (layer, open) = (self.upper.layer(&task.dir), self.upper.open(&task.dir)?);
+    /// Returns the directory `name` of a frame.
+    fn task(&self, frame: &Frame<L>, name: &OsStr, is_hidden: bool) -> Result<Task<L>> {
+        let below = if is_hidden { Below::Nothing } else { self.dir_below(&frame.below, name)? };
+        Ok(Task { dir: self.upper.child(&frame.dir, name), path: frame.path.join(name), below })
+    }
+
+    /// Reads a run of the names of a directory, and reports those with wrong objects. Sorts the
+    /// listing by names.
+    fn read(&self, dir: &Arc<LayerDir<L>>, path: &Path, from: &OsStr, report: &mut Report<L>) -> Result<LayerListing> {
+        let (layer, open) = (self.upper.layer(dir), self.upper.open(dir)?);
+        let extent = Extent { from, most: NAMES_AT_ONCE };
         let has_devices =
             || Ok(self.format.features().zero_devices && self.exists(&self.root, OsStr::new(format::DEVICES))?);
-        let mut listing = listing::read(layer, &*open, self.reading(), has_devices)?;
-        let is_top = task.path.as_os_str().is_empty();
+        let mut listing = listing::read(layer, &*open, self.reading(), extent, has_devices)?;
+        let is_top = path.as_os_str().is_empty();
         let mut noted = Vec::new();
         for (name, kind) in &listing.odd {
             let means = self.reading().meaning(name);
@@ -158,17 +255,17 @@ impl<L: Layer> Checker<L> {
             Meaning::Whiteout(_) => *kind != Kind::CharDev,
             Meaning::LongWhiteout if *kind != Kind::File => false,
             Meaning::LongWhiteout if !self.is_name(name) => {
-                noted.push((marker.clone(), Damage::NamesNothing, Some(Repair::remove(&task.dir, marker, Kind::File))));
+                noted.push((marker.clone(), Damage::NamesNothing, Some(Repair::remove(dir, marker, Kind::File))));
                 false
             }
             _ => true,
         });
         listing.objects.sort_by(|one, other| one.0.cmp(&other.0));
-        listing.whiteouts.sort_by(|one, other| one.marker.cmp(&other.marker));
+        listing.whiteouts.sort_by(|one, other| (&one.name, &one.marker).cmp(&(&other.name, &other.marker)));
         listing.parts.sort_by(|one, other| part_order(one).cmp(&part_order(other)));
         listing.maps.sort_by(|one, other| part_order(one).cmp(&part_order(other)));
         noted.sort_by(|one, other| one.0.cmp(&other.0));
-        noted.into_iter().for_each(|(name, damage, repair)| report.add(task.path.join(name), damage, repair));
+        noted.into_iter().for_each(|(name, damage, repair)| report.add(path.join(name), damage, repair));
         Ok(listing)
     }
 
@@ -232,29 +329,29 @@ impl<L: Layer> Checker<L> {
         }
     }
 
-    fn check_whiteouts(&self, seen: &Seen<'_, L>, report: &mut Report<L>) -> Result<()> {
+    fn check_whiteouts(&self, seen: &Seen<L>, report: &mut Report<L>) -> Result<()> {
         let Seen { dir, path: above, listing, below, .. } = seen;
         for Hidden { marker: name, name: hidden, kind } in &listing.whiteouts {
             let removable = *kind != Kind::Dir;
             let path = above.join(name);
-            let remove = Step::Remove(name.clone(), *kind);
+            let remove = Repairing::Remove(name.clone(), *kind);
             if let Some(object) = listing.object(hidden) {
                 let needs_mark = object == Kind::Dir && self.needs_mark(dir, hidden, below)?;
-                let opaque = needs_mark.then(|| Step::MakeOpaque(hidden.clone()));
+                let opaque = needs_mark.then(|| Repairing::MakeOpaque(hidden.clone()));
                 let steps = opaque.into_iter().chain([remove]).collect();
-                let repair = removable.then(|| Repair { dir: (*dir).clone(), steps });
+                let repair = removable.then(|| Repair { dir: dir.clone(), steps });
                 report.add(path, Damage::BesideObject, repair);
             } else if let Found::Nothing = self.found(below, hidden)? {
-                let repair = removable.then(|| Repair { dir: (*dir).clone(), steps: vec![remove] });
+                let repair = removable.then(|| Repair { dir: dir.clone(), steps: vec![remove] });
                 report.add(path, Damage::HidesNothing, repair);
             } else if self.reading().meaning(name) == Meaning::LongWhiteout {
                 let right = format::whiteout(hidden, self.name_max);
                 let steps = match right.content.is_empty() {
                     _ if right.name == *name => continue,
-                    true => vec![Step::Create(right.name), remove],
-                    false => vec![Step::Rename(name.clone(), right.name)],
+                    true => vec![Repairing::Create(right.name), remove],
+                    false => vec![Repairing::Rename(name.clone(), right.name)],
                 };
-                report.add(path, Damage::Misnamed, Some(Repair { dir: (*dir).clone(), steps }));
+                report.add(path, Damage::Misnamed, Some(Repair { dir: dir.clone(), steps }));
             }
         }
         Ok(())
@@ -271,7 +368,7 @@ impl<L: Layer> Checker<L> {
     }
 
     /// Reports partial copies that cannot be completed, or have no effect, and their maps.
-    fn check_parts(&self, seen: &Seen<'_, L>, report: &mut Report<L>) -> Result<()> {
+    fn check_parts(&self, seen: &Seen<L>, report: &mut Report<L>) -> Result<()> {
         let Seen { dir, path, listing, .. } = seen;
         for part in &listing.parts {
             self.check_part(seen, part, report)?;
@@ -288,7 +385,7 @@ impl<L: Layer> Checker<L> {
         Ok(())
     }
 
-    fn check_part(&self, seen: &Seen<'_, L>, of: &PartOf, report: &mut Report<L>) -> Result<()> {
+    fn check_part(&self, seen: &Seen<L>, of: &PartOf, report: &mut Report<L>) -> Result<()> {
         let Seen { dir, path: above, listing, below, .. } = seen;
         let (source, name) = of;
         let Some((part, map)) = format::part_names(name, *source, self.name_max) else { return Ok(()) };
@@ -310,9 +407,9 @@ impl<L: Layer> Checker<L> {
         };
         let is_outdone = listing.object(name).is_some() || listing.hides(name);
         if is_whole || is_outdone && !is_other {
-            let map = has_map.then_some(Step::Remove(map, Kind::File));
-            let steps = map.into_iter().chain([Step::Remove(part, Kind::File)]).collect();
-            report.add(path, Damage::Outdone, Some(Repair { dir: (*dir).clone(), steps }));
+            let map = has_map.then_some(Repairing::Remove(map, Kind::File));
+            let steps = map.into_iter().chain([Repairing::Remove(part, Kind::File)]).collect();
+            report.add(path, Damage::Outdone, Some(Repair { dir: dir.clone(), steps }));
             return Ok(());
         }
         report.partial = true;
@@ -337,12 +434,12 @@ impl<L: Layer> Checker<L> {
 
     /// Reports the map of a partial copy of a file with `size` bytes if it has no meaning. It
     /// should have `len` bytes.
-    fn check_map(&self, seen: &Seen<'_, L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
-        let content = self.prefix(seen.dir, map, len)?;
-        let epoch = self.upper.layer(seen.dir).epoch();
+    fn check_map(&self, seen: &Seen<L>, map: &OsStr, size: u64, len: usize, report: &mut Report<L>) -> Result<()> {
+        let content = self.prefix(&seen.dir, map, len)?;
+        let epoch = self.upper.layer(&seen.dir).epoch();
         // An empty map was made and not written: it counts as no map.
         if !content.is_empty() && !map_means_something(&content, size, epoch) {
-            let remove = Repair::remove(seen.dir, map, Kind::File);
+            let remove = Repair::remove(&seen.dir, map, Kind::File);
             report.add(seen.path.join(map), Damage::MapMeansNothing, Some(remove));
         }
         Ok(())
@@ -365,7 +462,7 @@ impl<L: Layer> Checker<L> {
                 report.add(name.into(), Damage::MarkWithoutParts, Some(remove));
             }
             (None, true) => {
-                let steps = vec![Step::Create(name.to_owned())];
+                let steps = vec![Repairing::Create(name.to_owned())];
                 report.add(name.into(), Damage::PartsWithoutMark, Some(Repair { dir: self.root.clone(), steps }));
             }
             _ => {}

@@ -21,21 +21,19 @@ pub fn entries<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)
     Ok(entries)
 }
 
-/// Removes an entry of a directory of a layer with its content. For directories that overlays make,
-/// which are not deep.
+/// Returns at most `most` entries of a directory of a layer.
 ///
 /// # Errors
 ///
-/// - ENOENT: the entry does not exist.
-///
-/// Others of the layer.
-pub fn remove_all<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) -> Result<()> {
-    if kind != Kind::Dir {
-        return layer.unlink(dir, name);
-    }
-    let open = layer.open_dir(dir, name)?;
-    entries(layer, &open)?.iter().try_for_each(|(name, kind)| remove_all(layer, &open, name, *kind))?;
-    layer.remove_dir(dir, name)
+/// Those of [`Layer::list`].
+pub fn some_entries<L: Layer>(layer: &L, dir: &L::Dir, most: usize) -> Result<Vec<(OsString, Kind)>> {
+    let mut entries = Vec::new();
+    layer.list(dir, &mut |entry| {
+        if entries.len() < most {
+            entries.push((entry.name.to_owned(), entry.kind));
+        }
+    })?;
+    Ok(entries)
 }
 
 /// Writes all of `bytes` at `offset`, in as many calls as the layer needs.
@@ -121,9 +119,9 @@ pub fn read_start<L: Layer>(layer: &L, file: &L::File, most: usize) -> Result<Ve
 ///
 /// # Errors
 ///
-/// Those of [`Layer::create_file`] but EEXIST.
+/// Those of [`Layer::create_empty`] but EEXIST.
 pub fn ensure_file<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr) -> Result<()> {
-    match layer.create_file(dir, name, 0o600, layer.identity()) {
+    match layer.create_empty(dir, name) {
         Err(error) if error.errno != EEXIST => Err(error),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! A layer that counts its backing calls, for benchmarks and tests. It can also stop or fail at any
+//! A layer that counts its backing calls. For benchmarks and tests it can also stop or fail at any
 //! call, or run a function before it.
 //!
 //! All layers of an overlay can share one [`Counts`]. Directories and files are those of the inner
@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,15 +21,65 @@ use super::{
 use crate::turn;
 
 /// A layer with counted calls.
-pub struct Counted<L> {
+pub struct Counted<L, C = Counts> {
     inner: L,
-    counts: Counts,
+    counts: C,
 }
 
-impl<L: Layer> Counted<L> {
+impl<L: Layer, C: Counter> Counted<L, C> {
     /// Counts the calls of `inner` in `counts`.
-    pub fn new(inner: L, counts: &Counts) -> Self {
+    pub fn new(inner: L, counts: &C) -> Self
+    where
+        C: Clone,
+    {
         Counted { inner, counts: counts.clone() }
+    }
+
+    /// The layer whose calls are counted.
+    #[cfg(target_os = "linux")]
+    pub(super) fn inner(&self) -> &L {
+        &self.inner
+    }
+}
+
+/// Counts backing calls.
+pub trait Counter: Sized + Send + Sync + 'static {
+    /// Counts a call before it is made. Returns whether it may write only half of its bytes.
+    ///
+    /// # Errors
+    ///
+    /// The error that the call must return, and do nothing.
+    fn add(&self, method: Method) -> Result<bool>;
+
+    /// Returns the counts so far.
+    fn so_far(&self) -> Tally;
+
+    /// Returns the counter of another layer that is opened below this one.
+    fn of_another(&self) -> Self;
+}
+
+/// Counters of one layer, which do nothing else.
+#[derive(Clone, Debug)]
+pub struct Calls(Arc<[AtomicU64; Method::ALL.len()]>);
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self(Arc::new([const { AtomicU64::new(0) }; Method::ALL.len()]))
+    }
+}
+
+impl Counter for Calls {
+    fn add(&self, method: Method) -> Result<bool> {
+        self.0[method as usize].fetch_add(1, Ordering::Relaxed);
+        Ok(false)
+    }
+
+    fn so_far(&self) -> Tally {
+        Tally(std::array::from_fn(|index| self.0[index].load(Ordering::Relaxed)))
+    }
+
+    fn of_another(&self) -> Self {
+        Self::default()
     }
 }
 
@@ -107,9 +158,9 @@ impl Counts {
     pub fn interpose(&self, before: impl Fn(Method) -> Result<()> + Send + Sync + 'static) {
         *self.0.before.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(before));
     }
+}
 
-    /// Counts a call. Returns whether it may write only half of its bytes, or the error that it
-    /// must return.
+impl Counter for Counts {
     fn add(&self, method: Method) -> Result<bool> {
         let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
         let fault = match self.0.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
@@ -135,6 +186,14 @@ impl Counts {
             before(method)?;
         }
         Ok(fault == Some(Fault::ShortWrite))
+    }
+
+    fn so_far(&self) -> Tally {
+        self.tally()
+    }
+
+    fn of_another(&self) -> Self {
+        self.clone()
     }
 }
 
@@ -196,7 +255,7 @@ macro_rules! counted {
             }
         }
 
-        impl<L: Layer> Layer for Counted<L> {
+        impl<L: Layer, C: Counter> Layer for Counted<L, C> {
             type Dir = L::Dir;
             type File = L::File;
 
@@ -208,8 +267,16 @@ macro_rules! counted {
                 self.inner.identity()
             }
 
+            fn may_set_attributes(&self, file: &L::File) -> bool {
+                self.inner.may_set_attributes(file)
+            }
+
             fn creates_as(&self, owner: Owner) -> bool {
                 self.inner.creates_as(owner)
+            }
+
+            fn tries_to_create_as(&self, owner: Owner) -> bool {
+                self.inner.tries_to_create_as(owner)
             }
 
             fn epoch(&self) -> Option<u128> {
@@ -218,6 +285,23 @@ macro_rules! counted {
 
             fn path(&self) -> Option<&Path> {
                 self.inner.path()
+            }
+
+            fn below(&self, dir: &L::Dir, path: &Path, for_writing: bool) -> Result<Self> {
+                self.counts.add(Method::OpenDir)?;
+                Ok(Counted { inner: self.inner.below(dir, path, for_writing)?, counts: self.counts.of_another() })
+            }
+
+            fn attr_of_new(&self, file: &L::File) -> Option<Stat> {
+                self.inner.attr_of_new(file)
+            }
+
+            fn descriptor<'a>(&self, file: &'a L::File) -> Option<BorrowedFd<'a>> {
+                self.inner.descriptor(file)
+            }
+
+            fn calls(&self) -> Option<Tally> {
+                Some(self.counts.so_far())
             }
 
             $(fn $name(&self, $($argument: $type),*) -> $answer {
@@ -256,6 +340,7 @@ macro_rules! hand_on {
 counted! {
     Root: fn root() -> Result<L::Dir>;
     Hold: fn hold() -> Result<()>;
+    HoldBy: fn hold_by(dir: &L::Dir, name: &OsStr) -> Result<()>;
     Release: fn release() -> Result<()>;
     StatFs: fn stat_fs() -> Result<StatFs>;
     OpenDir: fn open_dir(dir: &L::Dir, name: &OsStr) -> Result<L::Dir>;
@@ -273,10 +358,14 @@ counted! {
     SetFlags: fn set_flags(object: Object<'_, Self>, flags: u32) -> Result<()>;
     OpenFile: fn open_file(dir: &L::Dir, name: &OsStr, access: Access) -> Result<L::File>;
     CreateFile: fn create_file(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<L::File>;
-    CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
-    CreateSymlink: fn create_symlink(dir: &L::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
+    CreateDir: fn create_dir(dir: &L::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Option<Stat>>;
+    CreateEmpty: fn create_empty(dir: &L::Dir, name: &OsStr) -> Result<()>;
+    CreateSymlink:
+        fn create_symlink(dir: &L::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<Option<Stat>>;
     CreateNode:
-        fn create_node(dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+        fn create_node(
+            dir: &L::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner
+        ) -> Result<Option<Stat>>;
     ReadLink: fn read_link(dir: &L::Dir, name: &OsStr) -> Result<OsString>;
     Link: fn link(object: Object<'_, Self>, new_dir: &L::Dir, new_name: &OsStr) -> Result<()>;
     Unlink: fn unlink(dir: &L::Dir, name: &OsStr) -> Result<()>;
@@ -296,7 +385,7 @@ counted! {
 }
 
 /// Returns the same object as one of the inner layer.
-fn inner_object<L: Layer>(object: Object<'_, Counted<L>>) -> Object<'_, L> {
+fn inner_object<L: Layer, C: Counter>(object: Object<'_, Counted<L, C>>) -> Object<'_, L> {
     match object {
         Object::Dir(dir) => Object::Dir(dir),
         Object::Entry(dir, name) => Object::Entry(dir, name),

@@ -17,6 +17,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,20 +26,19 @@ pub use crate::errno::{Error, Result};
 pub mod acl;
 mod compound;
 pub mod counted;
+#[cfg(feature = "layer-tools")]
+pub mod exchange;
 #[cfg(target_os = "linux")]
 pub mod linux;
+mod os;
 #[cfg(feature = "scheme")]
 pub mod redox;
 
 pub use compound::{
-    copy_through_memory, ensure_file, entries, keeping_times, read_start, remove_all, write_all, write_all_with,
+    copy_through_memory, ensure_file, entries, keeping_times, read_start, some_entries, write_all, write_all_with,
 };
 
-/// The backend of the system for which this is built.
-#[cfg(target_os = "linux")]
-pub use linux::LinuxLayer as OsLayer;
-#[cfg(target_os = "redox")]
-pub use redox::RedoxLayer as OsLayer;
+pub use os::OsLayer;
 
 /// The unit of [`Layer::write_through`], in bytes.
 pub const THROUGH: u64 = 4096;
@@ -133,6 +133,9 @@ pub struct Stat {
     pub ctime: Time,
     /// The flags that forbid changes.
     pub fixed: Fixed,
+    /// Tells the objects apart that have the same inode number one after the other. 0: the layer
+    /// does not.
+    pub generation: u32,
 }
 
 #[cfg(test)]
@@ -155,6 +158,7 @@ impl Stat {
             mtime: Time::default(),
             ctime: Time::default(),
             fixed: Fixed::default(),
+            generation: 0,
         }
     }
 }
@@ -321,6 +325,8 @@ pub struct Capabilities {
     pub ordered: bool,
     /// An owner that the daemon cannot set becomes a record in an attribute of the object.
     pub owner_records: bool,
+    /// Other hosts may use the filesystem too, and its locks of directories do not exclude them.
+    pub shared: bool,
 }
 
 /// One directory tree.
@@ -359,6 +365,14 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// The usual ones.
     fn root(&self) -> Result<Self::Dir>;
 
+    /// Returns a directory of the layer as a layer of its own. Objects can be renamed between the
+    /// two. It needs no right but those of the layer. `path` is for messages.
+    ///
+    /// # Errors
+    ///
+    /// The usual ones.
+    fn below(&self, dir: &Self::Dir, path: &Path, for_writing: bool) -> Result<Self>;
+
     /// Locks the layer against all other daemons, until it is dropped or
     /// [released](Layer::release).
     ///
@@ -367,6 +381,17 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// - EWOULDBLOCK: another daemon holds the lock.
     /// - EOPNOTSUPP: the filesystem has no locks.
     fn hold(&self) -> Result<()>;
+
+    /// Locks the layer against daemons on other hosts too, by a lock on the file `name` of `dir`.
+    /// Makes the file if it is missing; [`Layer::release`] leaves it. If it exists, waits until
+    /// this host shows what other hosts have changed. Only a layer with the ability
+    /// [`Capabilities::shared`] needs this method.
+    ///
+    /// # Errors
+    ///
+    /// - EWOULDBLOCK: another daemon holds the lock.
+    /// - EOPNOTSUPP: the filesystem has no locks.
+    fn hold_by(&self, dir: &Self::Dir, name: &OsStr) -> Result<()>;
 
     /// Unlocks the layer. Does nothing if it is not locked.
     ///
@@ -493,34 +518,63 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// - EOPNOTSUPP: `access` is for the attributes, and the layer has no extended ones.
     fn open_file(&self, dir: &Self::Dir, name: &OsStr, access: Access) -> Result<Self::File>;
 
+    /// Whether the layer can set the attributes of an object through this open file. If not, a file
+    /// that [`Layer::open_file`] opens can.
+    fn may_set_attributes(&self, _file: &Self::File) -> bool {
+        true
+    }
+
     /// Returns the ids of the daemon itself.
     fn identity(&self) -> Owner;
 
     /// Whether the `create_*` methods can give a new object this owner in the same step.
     fn creates_as(&self, owner: Owner) -> bool;
 
-    /// Creates a regular file, and opens it for reading and writing. Here and in the three methods
-    /// below, the owner must be [`Layer::identity`], or one for which [`Layer::creates_as`] is
-    /// true.
+    /// Whether [`Layer::create_file`] and [`Layer::create_dir`] try to give a new object this owner
+    /// in the same step. If the owner cannot change the directory, they return EACCES.
+    fn tries_to_create_as(&self, owner: Owner) -> bool {
+        self.creates_as(owner)
+    }
+
+    /// Creates a regular file, and opens it for reading and writing. Here and in the three
+    /// `create_*` methods below, the owner must be [`Layer::identity`], or one for which
+    /// [`Layer::creates_as`] is true. Here and for a directory, [`Layer::tries_to_create_as`]
+    /// is enough.
     ///
     /// # Errors
     ///
     /// - EEXIST: the name exists.
     fn create_file(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Self::File>;
 
-    /// Creates a directory.
+    /// Returns the attributes that a file had when [`Layer::create_file`] returned it. None: the
+    /// layer did not ask for them.
+    fn attr_of_new(&self, _file: &Self::File) -> Option<Stat> {
+        None
+    }
+
+    /// Creates an empty regular file that only the daemon's own user may use, and does not open it.
     ///
     /// # Errors
     ///
     /// - EEXIST: the name exists.
-    fn create_dir(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()>;
+    fn create_empty(&self, dir: &Self::Dir, name: &OsStr) -> Result<()> {
+        self.create_file(dir, name, 0o600, self.identity()).map(drop)
+    }
+
+    /// Creates a directory. Here and in the two methods below, returns the attributes of the new
+    /// object. None: the layer did not ask for them.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
+    fn create_dir(&self, dir: &Self::Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Option<Stat>>;
 
     /// Creates a symlink.
     ///
     /// # Errors
     ///
     /// - EEXIST: the name exists.
-    fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()>;
+    fn create_symlink(&self, dir: &Self::Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<Option<Stat>>;
 
     /// Creates a FIFO, a socket or a device node.
     ///
@@ -531,7 +585,15 @@ pub trait Layer: Send + Sync + Sized + 'static {
     ///
     /// - EEXIST: the name exists.
     /// - EOPNOTSUPP, EPERM: the layer cannot hold such an object.
-    fn create_node(&self, dir: &Self::Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()>;
+    fn create_node(
+        &self,
+        dir: &Self::Dir,
+        name: &OsStr,
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+        owner: Owner,
+    ) -> Result<Option<Stat>>;
 
     /// Returns the target of a symlink.
     ///
@@ -613,9 +675,9 @@ pub trait Layer: Send + Sync + Sized + 'static {
     /// - EFBIG: the end of the write is too large.
     fn write_at(&self, file: &Self::File, buf: &[u8], offset: u64) -> Result<usize>;
 
-    /// Writes all of `buf` at `offset` past the page cache. If the file gets a name after this, no
-    /// crash of the system leaves that name without the data. The size may grow to the next
-    /// multiple of [`THROUGH`]; `offset` must be a multiple.
+    /// Writes all of `buf` at `offset` of a file of [`Layer::create_file`], past the page cache. If
+    /// the file gets a name after this, no crash of the system leaves that name without the data.
+    /// The size may grow to the next multiple of [`THROUGH`]; `offset` must be a multiple.
     ///
     /// # Errors
     ///
@@ -667,6 +729,17 @@ pub trait Layer: Send + Sync + Sized + 'static {
     ///
     /// - EOPNOTSUPP: the two cannot share.
     fn share_data(&self, from: &Self::File, to: &Self::File) -> Result<()>;
+
+    /// Returns the descriptor of a file that is open for reading, for a kernel that reads it itself
+    /// without a change of its access time. None: there is no such descriptor.
+    fn descriptor<'a>(&self, _file: &'a Self::File) -> Option<BorrowedFd<'a>> {
+        None
+    }
+
+    /// Returns the calls so far. None: they are not counted.
+    fn calls(&self) -> Option<counted::Tally> {
+        None
+    }
 
     /// Returns a number that changes when unsynced data may have been lost: with each start of the
     /// system. None if it is unknown.

@@ -4,20 +4,20 @@
 //! same layers in both. So it costs about as much as a walk through the upper layer.
 
 use std::cmp::Ordering;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::vec;
 
-use super::compare::{Links, Side, aspects};
+use super::compare::{Links, Side, aspects, is_linked};
 use super::renames::Renamed;
 use super::tree;
 use super::{Error, Progress, Views, Watch};
 use crate::errno::{self, ENOENT, ENOTDIR, ESTALE};
 use crate::layer::{Kind, Layer};
 use crate::overlay::on_disk::{Content, Entry, Relation, content};
-use crate::overlay::{Node, Overlay};
+use crate::overlay::{Handle, Node, Overlay};
 
 /// The difference at one path.
 pub struct Change<L: Layer> {
@@ -66,6 +66,8 @@ pub struct Aspects {
     pub times: bool,
     /// The extended attributes, with ACLs.
     pub xattrs: bool,
+    /// The flags that make it immutable or append-only (chattr(1)).
+    pub flags: bool,
     /// The number of its names, or the names that share it. Also true of an added object that has
     /// several.
     pub links: bool,
@@ -74,7 +76,7 @@ pub struct Aspects {
 impl Aspects {
     /// Returns the names of the aspects that differ.
     pub fn words(&self) -> impl Iterator<Item = &'static str> {
-        let Aspects { content, kind, mode, owner, times, xattrs, links } = *self;
+        let Aspects { content, kind, mode, owner, times, xattrs, flags, links } = *self;
         [
             (content, "content"),
             (kind, "kind"),
@@ -82,6 +84,7 @@ impl Aspects {
             (owner, "owner"),
             (times, "times"),
             (xattrs, "xattrs"),
+            (flags, "flags"),
             (links, "links"),
         ]
         .into_iter()
@@ -128,7 +131,8 @@ impl<L: Layer> Views<L> {
     }
 
     /// Does the same as [`Views::changes`] for the applier. Renames are resolved. An object of the
-    /// upper layer with several names is listed under each of them, also where nothing differs.
+    /// upper layer that has or had several names is listed under each of them, with
+    /// [`Aspects::links`], also where nothing differs.
     ///
     /// # Errors
     ///
@@ -154,14 +158,18 @@ impl<L: Layer> Views<L> {
         walk.visit(At::default(), old, new)?;
         while let Some(frame) = walk.frames.last_mut() {
             let Some(pair) = frame.pairs.next() else {
-                walk.frames.pop();
+                match frame.next.take() {
+                    Some(next) => walk.go_on(&next)?,
+                    None => drop(walk.frames.pop()),
+                }
                 continue;
             };
             if watch.wants_stop() {
                 return Err(Error::Stopped);
             }
             let at = At { path: frame.at.path.join(&*pair.name), old_path: frame.at.old_path.join(&*pair.name) };
-            let dirs = (frame.old.clone(), frame.new.clone());
+            let node = |open: &Option<Handle<L>>| open.as_ref().map(|open| open.node().clone());
+            let dirs = (node(&frame.old), node(&frame.new));
             walk.visit_pair(at, &pair, dirs)?;
         }
         Ok(())
@@ -186,7 +194,7 @@ struct Walk<'w, L: Layer> {
     renamed: Renamed,
     watch: &'w dyn Watch,
     each: &'w mut dyn FnMut(Change<L>) -> Result<(), Error>,
-    /// Whether each name of an object with several is listed.
+    /// Whether each name of an object that has or had several is listed.
     every_name: bool,
     links: Links,
     /// The directories from the root to the current one.
@@ -196,10 +204,14 @@ struct Walk<'w, L: Layer> {
 /// A directory on the way.
 struct Frame<L: Layer> {
     at: At,
-    old: Found<L>,
-    new: Found<L>,
-    /// The names that are left to visit.
+    /// The directory in both trees, open: a view evicts no names of an open directory. So it reads
+    /// a large one only once.
+    old: Option<Handle<L>>,
+    new: Option<Handle<L>>,
+    /// The names of this run that are left to visit.
     pairs: vec::IntoIter<Pair>,
+    /// The name at which the next run begins, if there may be more.
+    next: Option<OsString>,
 }
 
 /// A name that may differ.
@@ -252,12 +264,11 @@ impl<L: Layer> Walk<'_, L> {
 
     /// Does the same as [`Walk::visit`]. Without a kind the object is modified or unchanged.
     fn visit_as(&mut self, at: At, old: Found<L>, new: Found<L>, kind: Option<ChangeKind>) -> Result<(), Error> {
-        let (aspects, is_linked) = match self.compare(old.as_ref(), new.as_ref()) {
-            Ok(compared) => compared,
+        let aspects = match self.compare(old.as_ref(), new.as_ref()) {
+            Ok(aspects) => aspects,
             Err(error) => return self.unless_gone(&at.path, error),
         };
-        let is_listed = aspects.any() || self.every_name && is_linked;
-        if let Some(kind) = kind.or_else(|| is_listed.then_some(ChangeKind::Modified)) {
+        if let Some(kind) = kind.or_else(|| aspects.any().then_some(ChangeKind::Modified)) {
             (self.each)(Change { path: at.path.clone(), kind, old: old.clone(), new: new.clone(), aspects })?;
         }
         self.watch.advance(Progress { objects: 1, bytes: 0 });
@@ -269,8 +280,8 @@ impl<L: Layer> Walk<'_, L> {
         }
     }
 
-    /// Returns what differs, and whether the later object has several names.
-    fn compare(&mut self, old: Option<&Arc<Node<L>>>, new: Option<&Arc<Node<L>>>) -> errno::Result<(Aspects, bool)> {
+    /// Returns what differs.
+    fn compare(&mut self, old: Option<&Arc<Node<L>>>, new: Option<&Arc<Node<L>>>) -> errno::Result<Aspects> {
         let Views { above, below } = self.views;
         let old = below.as_ref().zip(old).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
         let new = above.as_ref().zip(new).map(|(overlay, node)| Side::new(overlay, node)).transpose()?;
@@ -278,23 +289,45 @@ impl<L: Layer> Walk<'_, L> {
             (Some(old), Some(new)) => aspects(old, new)?,
             _ => Aspects::default(),
         };
-        let Some(new) = new else { return Ok((differ, false)) };
-        differ.links = self.links.differ(old.as_ref().map(|old| &old.stat), &new.stat);
-        Ok((differ, new.stat.kind != Kind::Dir && new.stat.nlink > 1))
+        let (old, new) = (old.map(|old| old.stat), new.map(|new| new.stat));
+        differ.links = match &new {
+            None => false,
+            Some(new) if self.every_name => is_linked(new) || old.as_ref().is_some_and(is_linked),
+            Some(new) => self.links.differ(old.as_ref(), new),
+        };
+        Ok(differ)
     }
 
     /// Enters a directory of the later tree, and the directory that it was.
     fn enter(&mut self, at: At, old: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
         let Views { above, below } = self.views;
-        let before = below.as_ref().zip(old.as_ref()).map_or(Ok(Content::default()), |(view, dir)| content(view, dir));
-        let now = above.as_ref().map_or(Ok(Content::default()), |view| content(view, &new));
-        match (before, now) {
-            (Ok(before), Ok(now)) => {
+        match contents([below.as_ref().zip(old.as_ref()), above.as_ref().zip(Some(&new))], OsStr::new("")) {
+            Ok([before, now]) => {
                 let pairs = pairs(&before, &now).into_iter();
-                self.frames.push(Frame { at, old, new: Some(new), pairs });
+                let open = |view: &Option<Overlay<L>>, dir| view.as_ref().zip(dir).map(|(view, dir)| view.open(dir));
+                let (old, new) = (open(below, old.as_ref()), open(above, Some(&new)));
+                self.frames.push(Frame { at, old, new, pairs, next: now.next });
                 Ok(())
             }
-            (Err(error), _) | (_, Err(error)) => self.unless_gone(&at.path, error),
+            Err(error) => self.unless_gone(&at.path, error),
+        }
+    }
+
+    /// Goes on with the next names of the current directory.
+    fn go_on(&mut self, from: &OsStr) -> Result<(), Error> {
+        let Views { above, below } = self.views;
+        let Some(Frame { at, old, new, pairs: left, next, .. }) = self.frames.last_mut() else { return Ok(()) };
+        let places =
+            [below.as_ref().zip(old.as_ref().map(Handle::node)), above.as_ref().zip(new.as_ref().map(Handle::node))];
+        match contents(places, from) {
+            Ok([before, now]) => {
+                (*left, *next) = (pairs(&before, &now).into_iter(), now.next);
+                Ok(())
+            }
+            Err(error) => {
+                let path = at.path.clone();
+                self.unless_gone(&path, error)
+            }
         }
     }
 
@@ -322,14 +355,31 @@ fn look_up<L: Layer>(view: &Option<Overlay<L>>, dir: Found<L>, name: &OsStr) -> 
     view.as_ref().zip(dir).map(|(view, dir)| view.lookup(&dir, name)).transpose()
 }
 
-/// Returns the names of two directories, but not those with the same objects.
+/// Returns the names of two directories, but not those with the same objects. A name that another
+/// program made in a lower layer, between the reads of the two, is no change.
 fn pairs(before: &Content, now: &Content) -> Vec<Pair> {
     let differ = |(one, other, relation): (Option<&Entry>, Option<&Entry>, Relation)| {
+        if one.is_none() && other.is_some_and(|other| now.is_new_below(other, before)) {
+            return None;
+        }
         let name = one.or(other).filter(|_| relation != Relation::Same)?.name.clone();
         let is_same_dir = relation == Relation::SameDir;
         Some(Pair { name, old: one.is_some(), new: other.is_some(), is_same_dir })
     };
     matched(before, now).filter_map(differ).collect()
+}
+
+/// A directory of a tree; None stands for an empty one.
+pub(super) type Place<'p, L> = Option<(&'p Overlay<L>, &'p Arc<Node<L>>)>;
+
+/// Returns the contents of a directory of two trees from a name on, up to the same name.
+pub(super) fn contents<L: Layer>(places: [Place<'_, L>; 2], from: &OsStr) -> errno::Result<[Content; 2]> {
+    let read = |place: Place<'_, L>| place.map_or(Ok(Content::default()), |(view, dir)| content(view, dir, from));
+    let [one, other] = places;
+    let mut contents = [read(one)?, read(other)?];
+    let next = contents.iter().filter_map(|content| content.next.clone()).min();
+    contents.iter_mut().for_each(|content| content.end(next.clone()));
+    Ok(contents)
 }
 
 /// Returns all names of two directories in order, with their entries and how these relate.
@@ -357,9 +407,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::layer::{OsLayer, Owner};
+    use crate::layer::counted::Method;
+    use crate::layer::{Layer, OsLayer, Owner};
     use crate::layer_tools::escaped;
     use crate::overlay::Layers;
+    use crate::overlay::on_disk::stack_of;
 
     struct Place {
         lower: tempfile::TempDir,
@@ -384,11 +436,15 @@ mod tests {
             Overlay::new(Layers { upper, work: None, lowers: self.lowers() }).unwrap()
         }
 
-        /// Returns the changes, as a word of each aspect behind the path.
-        fn changes(&self) -> Vec<String> {
+        fn views(&self) -> Views<OsLayer> {
             let upper = Some(Self::layer(self.upper.path(), false));
             let above = Layers { upper, work: None, lowers: self.lowers() };
-            let views = Views::new(above, Layers { upper: None, work: None, lowers: self.lowers() }).unwrap();
+            Views::new(above, Layers { upper: None, work: None, lowers: self.lowers() }).unwrap()
+        }
+
+        /// Returns the changes, as a word of each aspect behind the path.
+        fn changes(&self) -> Vec<String> {
+            let views = self.views();
             let mut changes = Vec::new();
             let each = &mut |change: Change<OsLayer>| {
                 let words: Vec<_> = change.aspects.words().collect();
@@ -406,6 +462,41 @@ mod tests {
         fs::write(place.lower.path().join("file"), "x").unwrap();
         drop(place.overlay());
         assert!(place.changes().iter().all(|change| change == "Modified . times"), "{:?}", place.changes());
+    }
+
+    #[test]
+    fn a_name_that_others_make_between_the_reads_is_no_change() {
+        let place = Place::new();
+        drop(place.overlay());
+        fs::write(place.upper.path().join("changed"), "x").unwrap();
+        let views = place.views();
+        let [below, above] = [&views.below, &views.above].map(|view| view.as_ref().unwrap());
+        let before = content(below, below.root(), OsStr::new("")).unwrap();
+        fs::create_dir(place.lower.path().join("of others")).unwrap();
+        let now = content(above, above.root(), OsStr::new("")).unwrap();
+        assert_eq!(now.entries.len(), before.entries.len() + 2);
+        let names: Vec<_> = pairs(&before, &now).into_iter().map(|pair| pair.name).collect();
+        assert_eq!(names, [Arc::from(OsStr::new("changed"))]);
+    }
+
+    /// A view keeps fewer names than the directory has.
+    #[test]
+    fn a_large_directory_is_read_once() {
+        const FILES: usize = 10_000;
+        let place = Place::new();
+        for number in 0..FILES {
+            fs::write(place.upper.path().join(number.to_string()), "").unwrap();
+        }
+        let views = place.views();
+        let mut count = 0;
+        let each = &mut |_: Change<OsLayer>| {
+            count += 1;
+            Ok(())
+        };
+        views.changes(Renames::Found, &(), each).unwrap();
+        assert!(count >= FILES);
+        let calls = stack_of(views.above.as_ref().unwrap()).top().calls().unwrap();
+        assert!(calls.of(Method::List) < 10, "{calls}");
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub fn check<L: Layer>(checker: &Checker<L>, upper: &Path) -> Result<(), Error> 
     if let Some(difference) = checker.other_layers() {
         return Err(Error::Refused(format!("{shown} was mounted last on other lower layers: {difference}")));
     }
-    let findings = checker.check().map_err(|error| Error::at("check", upper, error))?;
-    match findings.iter().find(|finding| finding.damage.is_loss()) {
+    let losses = checker.losses().map_err(|error| Error::at("check", upper, error))?;
+    match losses.first() {
         Some(Finding { path, damage, .. }) => {
             Err(Error::Refused(format!("{shown} is damaged: {} {damage}; run overlayfs-fsck", escaped(path))))
         }

@@ -1,13 +1,15 @@
 //! The comparison of one object in two merged trees.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::changes::Aspects;
-use super::tree::xattrs;
+use super::tree::{fixed, xattrs};
 use crate::errno::Result;
 use crate::layer::{Kind, Layer, Stat};
+use crate::overlay::on_disk::CompactMap;
 use crate::overlay::{Node, Overlay};
 
 /// The size of a piece of content that is read at once.
@@ -48,6 +50,7 @@ pub fn aspects<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<Aspects
         owner: (before.uid, before.gid) != (now.uid, now.gid),
         times: before.mtime != now.mtime,
         xattrs: old.xattrs()? != new.xattrs()?,
+        flags: fixed(old.overlay, old.node)? != fixed(new.overlay, new.node)?,
         links: false,
     })
 }
@@ -66,49 +69,84 @@ pub fn changed_xattrs<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<
 
 fn differs_in_content<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<bool> {
     Ok(match new.stat.kind {
-        Kind::File => old.stat.size != new.stat.size || differs_in_data(old, new)?,
+        Kind::File if old.stat.size != new.stat.size => true,
+        Kind::File => differs_in_data(old, new)?,
         Kind::Symlink => old.overlay.read_link(old.node)? != new.overlay.read_link(new.node)?,
         Kind::CharDev | Kind::BlockDev => old.stat.rdev != new.stat.rdev,
         Kind::Dir | Kind::Fifo | Kind::Socket => false,
     })
 }
 
-/// Compares the data of two files of equal size.
+/// Compares the data of two files of equal size, byte by byte. Reads only what they do not share: a
+/// commit that goes on finds files that it has linked, and a partial copy has a part of the data.
 fn differs_in_data<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>) -> Result<bool> {
     let (before, now) = (old.overlay.open(old.node), new.overlay.open(new.node));
     let (mut one, mut other) = (vec![0; PIECE], vec![0; PIECE]);
-    let mut at = 0;
-    while at < new.stat.size {
-        let length = old.overlay.read_at(&before, &mut one, at)?;
-        if length != new.overlay.read_at(&now, &mut other, at)? || one[..length] != other[..length] {
-            return Ok(true);
+    for range in new.overlay.unshared(new.node, (old.overlay, old.node), new.stat.size)? {
+        let mut at = range.start;
+        while at < range.end {
+            let most = PIECE.min((range.end - at) as usize);
+            let length = old.overlay.read_at(&before, &mut one[..most], at)?;
+            if length != new.overlay.read_at(&now, &mut other[..most], at)? || one[..length] != other[..length] {
+                return Ok(true);
+            }
+            if length == 0 {
+                break;
+            }
+            at += length as u64;
         }
-        if length == 0 {
-            break;
-        }
-        at += length as u64;
     }
     Ok(false)
 }
 
-/// The objects with several names that a walk met, by their inode numbers in the two trees.
+/// Whether an object has several names.
+pub fn is_linked(stat: &Stat) -> bool {
+    stat.kind != Kind::Dir && stat.nlink > 1
+}
+
+/// The objects with several names that a walk met, in the two trees.
 #[derive(Default)]
 pub struct Links {
-    now: HashMap<u64, Option<u64>>,
-    before: HashMap<u64, u64>,
+    now: Names,
+    before: Names,
 }
 
 impl Links {
     /// Whether the names of the object changed: their count, or the names that share it. The walk
     /// calls this once for each name.
     pub fn differ(&mut self, old: Option<&Stat>, new: &Stat) -> bool {
-        let is_linked = |stat: &Stat| stat.kind != Kind::Dir && stat.nlink > 1;
         if !is_linked(new) && !old.is_some_and(is_linked) {
             return false;
         }
-        let ino = old.map(|old| old.ino);
-        let now = *self.now.entry(new.ino).or_insert(ino);
-        let before = old.map(|old| *self.before.entry(old.ino).or_insert(new.ino));
-        old.is_none_or(|old| old.nlink != new.nlink) || now != ino || before != Some(new.ino)
+        let number = |stat: &Stat| NonZeroU64::new(stat.ino);
+        let now = self.now.meet(new, old.and_then(number));
+        let before = old.and_then(|old| self.before.meet(old, number(new)));
+        old.is_none_or(|old| old.nlink != new.nlink) || now != old.and_then(number) || before != number(new)
+    }
+}
+
+/// Objects with names to come, by their inode numbers.
+#[derive(Default)]
+struct Names(CompactMap<u64, Met>);
+
+/// The facts about an object that a walk met.
+#[derive(Clone, Copy)]
+#[repr(Rust, packed(4))]
+struct Met {
+    /// The object that the other tree has at its first name.
+    other: Option<NonZeroU64>,
+    /// The count of the names to come.
+    left: u32,
+}
+
+impl Names {
+    /// Returns what the other tree has at the first name. `other` is what it has at this one.
+    fn meet(&mut self, stat: &Stat, other: Option<NonZeroU64>) -> Option<NonZeroU64> {
+        let Met { other, left } = self.0.get(stat.ino).unwrap_or(Met { other, left: stat.nlink });
+        match left {
+            ..=1 => self.0.remove(stat.ino),
+            _ => self.0.insert(stat.ino, Met { other, left: left - 1 }),
+        };
+        other
     }
 }

@@ -1,13 +1,13 @@
 //! `diff`: lists what an upper layer changes, or what differs between two stacks of layers.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::content::print_content;
 use super::listing::{Form, Listing};
 use super::options::{Word, Words, check_upper};
 use super::sums::Sums;
-use super::{Error, Outcome, Progress, Renames, Tool, Views, Watch, escaped};
+use super::{Error, Lenient, Outcome, Renames, Tool, Views, Watch};
 use crate::options::{self, Options};
 
 /// The subcommand `diff`.
@@ -83,31 +83,5 @@ impl Tool for Diff {
         }
         listing.out.flush().map_err(Error::output)?;
         Ok(outcome)
-    }
-}
-
-/// Goes on where a mounted overlay changes the layer meanwhile.
-struct Lenient<'w>(&'w dyn Watch);
-
-impl Watch for Lenient<'_> {
-    fn expect(&self, all: Progress) {
-        self.0.expect(all);
-    }
-
-    fn advance(&self, done: Progress) {
-        self.0.advance(done);
-    }
-
-    fn wants_stop(&self) -> bool {
-        self.0.wants_stop()
-    }
-
-    fn passes_over(&self, path: &Path) -> bool {
-        self.0.tell(&format!("{} changed while it was read, so it is not listed", escaped(path)));
-        true
-    }
-
-    fn tell(&self, sentence: &str) {
-        self.0.tell(sentence);
     }
 }

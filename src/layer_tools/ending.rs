@@ -15,8 +15,10 @@ use crate::options::{Ending, Options};
 ///
 /// Those of [`commit::commit`].
 pub fn commit_layers(layers: &Options, choice: Choice, watch: &dyn Watch) -> Result<(), Error> {
-    let paths = Paths::new(layers)?;
-    let paths = if choice.atomic { paths.to_exchange(choice.keep_old)? } else { paths };
+    let paths = Paths::for_commit(layers)?;
+    if choice.atomic {
+        paths.check_exchange()?;
+    }
     commit::commit(&paths, &choice, watch)
 }
 
@@ -54,8 +56,8 @@ impl Planned {
         };
         self.try_make(&()).map_err(|error| {
             format!(
-                "The changes stay in the upper directory, since {tool} failed: {error}. overlayfs-layer {tool} does it, \
-                 or goes on."
+                "The changes stay in the upper directory, since {tool} failed: {error}. overlayfs-layer {tool} does \
+                 it, or goes on."
             )
         })
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::commit::Unfinished;
 use super::options::{Word, Words};
 use super::{Error, Outcome, Tool, Watch, escaped};
 use crate::layer::Layer;
@@ -103,9 +104,18 @@ fn print(survey: &Survey, is_held: bool, path: &Path, out: &mut dyn Write) -> io
     line("unknown marks", &counts.unknown.to_string())?;
     line("leftovers", &survey.leftovers.to_string())?;
     match (survey.is_volatile, is_held) {
-        (true, true) => line("volatile", "yes: nothing is synced before the end"),
-        (true, false) => line("volatile", "a volatile overlay did not end well, so data may be lost"),
-        (false, _) => Ok(()),
+        (true, true) => line("volatile", "yes: nothing is synced before the end")?,
+        (true, false) => line("volatile", "a volatile overlay did not end well, so data may be lost")?,
+        (false, _) => {}
+    }
+    match survey.journal.as_deref().map(Unfinished::of) {
+        Some(_) if is_held => line("unfinished", "a commit or discard, which goes on now"),
+        Some(Unfinished::Commit) => line("unfinished", "a commit was interrupted; commit --resume goes on with it"),
+        Some(Unfinished::Discard) => line("unfinished", "a discard was interrupted; discard goes on with it"),
+        Some(Unfinished::Into) => {
+            line("unfinished", "a commit into this layer was interrupted; commit --resume of the upper one goes on")
+        }
+        None => Ok(()),
     }
 }
 
@@ -158,5 +168,10 @@ fn object(survey: &Survey, is_held: bool) -> Value {
         "unknown": counts.unknown,
         "leftovers": survey.leftovers,
         "volatile": survey.is_volatile,
+        "unfinished": survey.journal.as_deref().map(|journal| match Unfinished::of(journal) {
+            Unfinished::Commit => "commit",
+            Unfinished::Discard => "discard",
+            Unfinished::Into => "commit-into",
+        }),
     })
 }

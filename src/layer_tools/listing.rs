@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::compare::{Side, changed_xattrs};
 use super::text::ARROW;
+use super::tree::fixed;
 use super::{Change, ChangeKind, Error, Views, escaped};
 use crate::layer::{Kind, Layer};
 use crate::overlay::{Node, Overlay};
@@ -95,12 +96,17 @@ impl<L: Layer> Listing<'_, L> {
 ///
 /// - [`Error::At`]: the output cannot be written.
 pub fn print_line<L: Layer>(out: &mut dyn Write, change: &Change<L>) -> Result<(), Error> {
-    let (head, path) = (head(change), escaped(&change.path));
-    let written = match from(change) {
-        Some(from) => writeln!(out, "{head} {path}{ARROW}{}", escaped(from)),
-        None => writeln!(out, "{head} {path}"),
-    };
-    written.map_err(Error::output)
+    writeln!(out, "{}", line_of(change, Path::new(""))).map_err(Error::output)
+}
+
+/// Returns a change as a line for people, with paths below `top`.
+pub fn line_of<L: Layer>(change: &Change<L>, top: &Path) -> String {
+    let below = |path: &Path| if path.as_os_str().is_empty() { escaped(top) } else { escaped(&top.join(path)) };
+    let (head, path) = (head(change), below(&change.path));
+    match from(change) {
+        Some(from) => format!("{head} {path}{ARROW}{}", below(from)),
+        None => format!("{head} {path}"),
+    }
 }
 
 /// Returns the letter of a change, and the kind of the object or the aspects that differ.
@@ -159,6 +165,11 @@ fn facts<L: Layer>(view: &Overlay<L>, node: &Arc<Node<L>>) -> crate::errno::Resu
         "mtime": format!("{}.{:09}", stat.mtime.sec, stat.mtime.nsec),
         "links": stat.nlink,
     });
+    let fixed = fixed(view, node)?;
+    if fixed.is_any() {
+        let flags = [(fixed.immutable, "immutable"), (fixed.append, "append-only")];
+        facts["flags"] = flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).collect();
+    }
     match stat.kind {
         Kind::File => facts["size"] = stat.size.into(),
         Kind::Symlink => facts["target"] = view.read_link(node)?.to_string_lossy().into(),

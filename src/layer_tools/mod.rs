@@ -11,14 +11,18 @@
 //! | `renames` | the objects that were renamed |
 //! | `compare` | the attributes and contents of one object in both trees |
 //! | `options` | the command line: the subcommands, and the options for layers |
+//! | `paths` | lists of very many paths |
 //! | `text` | paths in messages and listings |
 //! | `tree` | questions about a merged tree |
 //! | `apply` | the applier: makes the changes in a layer |
+//! | `links` | the first names of objects with several |
 //! | `open` | the layers of a tool that changes them |
+//! | `around` | the directory around a layer, and the exchange of the layer |
 //! | `check` | the states in which a tool must not change a layer |
 //! | `diff`, `commit`, `discard`, `flatten`, `vacuum`, `info`, `convert` | the subcommands |
 //! | `ending` | what a mount does with the changes at its end |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
+//! | `summary` | what a program changed, for its user |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
 //! | `archive`, `oci` | tar archives of layers; OCI image layouts |
@@ -31,6 +35,7 @@ use crate::{errno, mount};
 
 pub mod apply;
 pub mod archive;
+pub mod around;
 pub mod changes;
 pub mod check;
 pub mod commit;
@@ -44,18 +49,22 @@ pub mod export;
 mod flatten;
 pub mod import;
 pub mod info;
+mod links;
 mod listing;
 pub mod oci;
 pub mod open;
 pub mod options;
+mod paths;
 mod renames;
+pub mod summary;
 mod sums;
-mod text;
+pub mod text;
 mod tree;
 pub mod vacuum;
 pub mod views;
 
 pub use changes::{Aspects, Change, ChangeKind, Renames};
+pub use listing::line_of;
 pub use text::escaped;
 pub use views::Views;
 
@@ -139,6 +148,11 @@ pub struct Progress {
 
 /// The observer of long work. A tool calls it from its own thread.
 pub trait Watch {
+    /// Whether the observer wants to know how much work there is, although only a walk can tell.
+    fn wants_total(&self) -> bool {
+        false
+    }
+
     /// Says how much work there is, once that is known.
     fn expect(&self, _all: Progress) {}
 
@@ -164,6 +178,33 @@ pub trait Watch {
 
 /// The observer that looks at nothing.
 impl Watch for () {}
+
+/// An observer of layers in use: it leaves out what other programs, or a mounted overlay, change
+/// while the walk reads it, and tells `.0` so.
+pub struct Lenient<'w>(pub &'w dyn Watch);
+
+impl Watch for Lenient<'_> {
+    fn expect(&self, all: Progress) {
+        self.0.expect(all);
+    }
+
+    fn advance(&self, done: Progress) {
+        self.0.advance(done);
+    }
+
+    fn wants_stop(&self) -> bool {
+        self.0.wants_stop()
+    }
+
+    fn passes_over(&self, path: &Path) -> bool {
+        self.0.tell(&format!("{} changed while it was read, so it is not listed", escaped(path)));
+        true
+    }
+
+    fn tell(&self, sentence: &str) {
+        self.0.tell(sentence);
+    }
+}
 
 /// The result of a subcommand that worked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::around::Around;
 use super::{Error, escaped};
 use crate::format;
-use crate::layer::{Layer, Object, OsLayer, RenameMode};
-use crate::mount::{self, open_layers};
+use crate::layer::{Layer, Object, OsLayer};
+use crate::mount::{self, Beside, open_layers, place};
 use crate::options::Options;
 use crate::overlay::on_disk::{Stack, namespace};
 use crate::overlay::{Layers, Refused};
@@ -45,32 +46,22 @@ pub trait Opener {
     /// Makes the error for a stack that the engine refused.
     fn refused(&self, part: Part, cause: Refused) -> Error;
 
-    /// Opens [`Part::Above`] and [`Part::Copy`]. If possible, files of the topmost lower layer of
-    /// the first can be linked into the second.
+    /// Opens [`Part::Above`], and [`Part::Target`] or [`Part::Copy`]. If possible, files of the two
+    /// topmost layers of the first can be linked into the second.
     ///
     /// # Errors
     ///
     /// Those of [`Opener::open`].
-    fn open_linkable(&self) -> Result<[Layers<Self::Layer>; 2], Error> {
-        Ok([self.open(Part::Above)?, self.open(Part::Copy)?])
+    fn open_linkable(&self, part: Part) -> Result<[Layers<Self::Layer>; 2], Error> {
+        Ok([self.open(Part::Above)?, self.open(part)?])
     }
 
-    /// Exchanges the copy and the topmost lower layer. After that each is opened as the other was.
+    /// Opens the directory around the topmost lower layer.
     ///
     /// # Errors
     ///
-    /// - [`Error::At`]: they cannot be exchanged.
-    fn exchange(&self) -> Result<(), Error>;
-
-    /// Removes what [`Opener::open`] made for the target, once its work directory is empty. After
-    /// an exchange it removes the former lower layer too.
-    ///
-    /// # Errors
-    ///
-    /// - [`Error::At`]: that cannot be removed.
-    fn ended(&self) -> Result<(), Error> {
-        Ok(())
-    }
+    /// - [`Error::At`]: it cannot be opened.
+    fn around(&self) -> Result<Around<Self::Layer>, Error>;
 }
 
 /// The layers that a command line names.
@@ -80,8 +71,6 @@ pub struct Paths {
     target: PathBuf,
     /// The copy, and the number of lower layers that it takes the place of.
     copy: (PathBuf, usize),
-    /// The path where the former lower layer stays after an exchange.
-    kept: Option<PathBuf>,
 }
 
 impl Paths {
@@ -105,8 +94,21 @@ impl Paths {
                 )));
             }
         }
-        let copy = (beside(&target, "new"), 1);
-        Ok(Paths { layers: Options { read_only: false, ..layers.clone() }, target, copy, kept: None })
+        let copy = (beside(&target, Beside::New), 1);
+        Ok(Paths { layers: Options { read_only: false, ..layers.clone() }, target, copy })
+    }
+
+    /// Takes the layers for a commit. Finishes an exchange of the topmost lower layer that was
+    /// interrupted, since the layer is missing until then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Paths::new`].
+    pub fn for_commit(layers: &Options) -> Result<Self, Error> {
+        if let Some((above, name)) = layers.lowers.first().and_then(|target| place(target).ok()) {
+            around(&above, name)?.finish()?;
+        }
+        Self::new(layers)
     }
 
     /// Adds a copy at `path`, which takes the place of the `replaced` topmost lower layers. Makes
@@ -123,73 +125,59 @@ impl Paths {
         }
         let names = fs::read_dir(path).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
         let names: Vec<_> = names.map_err(|error| Error::at("read", path, error))?;
-        // A copy that is not complete has its work directory. A former layer has none.
-        if !names.is_empty() && !names.contains(&OsString::from(format::WORK)) && path != self.copy.0 {
+        // A copy that is not complete has its work directory.
+        if !names.is_empty() && !names.contains(&OsString::from(format::WORK)) {
             return Err(Error::Refused(format!("{} is not empty", escaped(path))));
         }
-        let copy = real(&path.to_owned())?;
-        let Options { lowers, upper, work, .. } = &self.layers;
-        for layer in lowers.iter().chain(upper).chain(work) {
-            let layer = real(layer)?;
-            if layer.starts_with(&copy) || copy.starts_with(&layer) {
-                let (layer, copy) = (escaped(&layer), escaped(&copy));
-                return Err(Error::Refused(format!("{copy} and the layer {layer} contain each other")));
-            }
-        }
+        let copy = real(path)?;
+        self.check_copy(&copy)?;
         Ok(Paths { copy: (copy, replaced), ..self })
     }
 
-    /// Adds a copy beside the topmost lower layer, to be exchanged with it. With `keeps` the former
-    /// layer stays, with `.old` behind its name.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Paths::with_copy`] and [`Paths::check_exchange`].
-    /// - [`Error::Refused`]: something has the name for the former layer.
-    pub fn to_exchange(self, keeps: bool) -> Result<Self, Error> {
-        self.check_exchange()?;
-        let path = self.copy.0.clone();
-        let mut name = self.target.clone().into_os_string();
-        name.push(".old");
-        let kept = keeps.then(|| PathBuf::from(name));
-        if let Some(kept) = kept.as_ref().filter(|kept| kept.symlink_metadata().is_ok()) {
-            return Err(Error::Refused(format!("{} exists, so the former layer cannot stay there", escaped(kept))));
-        }
-        Ok(Paths { kept, ..self.with_copy(&path, 1)? })
-    }
-
-    /// Checks that a directory beside the topmost lower layer can be exchanged with it. A commit
-    /// that finds it out only after its journal could not end.
+    /// Checks that the topmost lower layer can be exchanged with a directory beside it, and that no
+    /// layer is in that. A commit that finds it out only after its journal could not end.
     ///
     /// # Errors
     ///
     /// - [`Error::At`]: the directory around the layer cannot be read.
-    /// - [`Error::Refused`]: the filesystem exchanges no directories, or the layer is a mount
-    ///   point.
+    /// - [`Error::Refused`]: the layer is a mount point, or another layer is in the way.
     pub fn check_exchange(&self) -> Result<(), Error> {
-        self.around().map(drop)
+        self.check_copy(&self.copy.0)?;
+        let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
+        let (above, name) = self.place()?;
+        let number = |path: &Path, name: Option<&OsStr>| {
+            let layer = OsLayer::open(path, false)?;
+            let root = layer.root()?;
+            layer
+                .stat(name.map_or(Object::Dir(&root), |name| Object::Entry(&root, name)))
+                .map(|stat| (stat.dev, stat.ino))
+        };
+        let here = number(&above, Some(&name)).map_err(failed)?;
+        if here != number(&self.target, None).map_err(failed)? {
+            return Err(Error::Refused(format!(
+                "{} is a mount point, and cannot be exchanged; only a commit without --atomic can do it",
+                escaped(&self.target)
+            )));
+        }
+        Ok(())
     }
 
-    /// Opens the directory around the topmost lower layer, and returns the name of the layer there.
-    fn around(&self) -> Result<(OsLayer, &OsStr), Error> {
-        let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
-        let refused = |why: &str| {
-            Err(Error::Refused(format!("{} {why}; only a commit without --atomic can do it", escaped(&self.target))))
-        };
-        let (Some(parent), Some(name)) = (self.target.parent(), self.target.file_name()) else {
-            return refused("is the root of the system");
-        };
-        let layer = OsLayer::open(parent, true).map_err(failed)?;
-        if !layer.capabilities().exchange {
-            return refused("is on a filesystem that cannot exchange two directories in one step");
+    /// Returns the directory around the topmost lower layer, and its name.
+    fn place(&self) -> Result<(PathBuf, OsString), Error> {
+        place(&self.target).map_err(|cause| Error::at("open the directory around", &self.target, cause))
+    }
+
+    /// Checks that the directory of a copy and the layers do not contain each other.
+    fn check_copy(&self, copy: &Path) -> Result<(), Error> {
+        let Options { lowers, upper, work, .. } = &self.layers;
+        for layer in lowers.iter().chain(upper).chain(work) {
+            let layer = real(layer)?;
+            if layer.starts_with(copy) || copy.starts_with(&layer) {
+                let (layer, copy) = (escaped(&layer), escaped(copy));
+                return Err(Error::Refused(format!("{copy} and the layer {layer} contain each other")));
+            }
         }
-        let number = |layer: &OsLayer, object: Object<'_, OsLayer>| layer.stat(object).map(|stat| (stat.dev, stat.ino));
-        let here = layer.root().and_then(|root| number(&layer, Object::Entry(&root, name))).map_err(failed)?;
-        let lower = OsLayer::open(&self.target, false).map_err(failed)?;
-        if here != lower.root().and_then(|root| number(&lower, Object::Dir(&root))).map_err(failed)? {
-            return refused("is a mount point, and cannot be exchanged");
-        }
-        Ok((layer, name))
+        Ok(())
     }
 
     /// The copy, and the lower layers below it.
@@ -206,7 +194,7 @@ impl Paths {
         if Stack::new(vec![layer], true).and_then(|stack| namespace(&stack)).map_err(cause)?.is_none() {
             return Ok(None);
         }
-        let work = beside(&self.target, "work");
+        let work = beside(&self.target, Beside::Work);
         match fs::create_dir(&work) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Error::at("create", &work, error)),
             _ => Ok(Some(work)),
@@ -245,53 +233,35 @@ impl Opener for Paths {
         mount::Error::Refused { upper, work, cause }.into()
     }
 
-    fn open_linkable(&self) -> Result<[Layers<OsLayer>; 2], Error> {
-        let (mut above, mut copy) = (self.open(Part::Above)?, self.open(Part::Copy)?);
-        // Two layers that were opened alone count as two mounts to the system, which links no file
-        // from one to the other.
-        if let (Ok(pair), Some(lower)) = (OsLayer::open_pair(&self.target, self.copy().0), above.lowers.first_mut()) {
-            (*lower, copy.upper) = (pair.0, Some(pair.1));
-        }
-        Ok([above, copy])
+    fn open_linkable(&self, part: Part) -> Result<[Layers<OsLayer>; 2], Error> {
+        let (mut above, mut into) = (self.open(Part::Above)?, self.open(part)?);
+        // Layers that were opened alone count as several mounts to the system, which links no file
+        // from one to another.
+        let top = above.upper.as_mut().into_iter().chain(above.lowers.first_mut());
+        let mut group: Vec<_> = top.chain(into.upper.as_mut()).chain(into.work.as_mut()).collect();
+        let paths: Vec<_> = group.iter().map(|layer| layer.path().unwrap_or(Path::new("")).to_owned()).collect();
+        let opened = OsLayer::open_group(&paths).map_err(|error| Error::at("open", &self.target, error))?;
+        group.iter_mut().zip(opened.into_iter().flatten()).for_each(|(layer, opened)| **layer = opened);
+        Ok([above, into])
     }
 
-    fn exchange(&self) -> Result<(), Error> {
-        let failed = |error: crate::errno::Error| Error::at("exchange", &self.target, error);
-        let (layer, name) = self.around()?;
-        let new = self.copy().0.file_name().unwrap_or_default();
-        let root = layer.root().map_err(failed)?;
-        let exchanged = layer.rename(&root, new, &root, name, RenameMode::Exchange);
-        exchanged.and_then(|()| layer.sync_dir(&root)).map_err(failed)
+    fn around(&self) -> Result<Around<OsLayer>, Error> {
+        let (above, name) = self.place()?;
+        around(&above, name)
     }
+}
 
-    fn ended(&self) -> Result<(), Error> {
-        let work = beside(&self.target, "work");
-        match fs::remove_dir(&work) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::at("remove", work, error)),
-            _ => {}
-        }
-        // Also of a commit that another call began.
-        let former = beside(&self.target, "new");
-        let ended = match &self.kept {
-            Some(kept) => fs::rename(&former, kept),
-            None => fs::remove_dir_all(&former),
-        };
-        match ended {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::at("remove", former, error)),
-            _ => Ok(()),
-        }
-    }
+fn around(above: &Path, name: OsString) -> Result<Around<OsLayer>, Error> {
+    let opened = OsLayer::open(above, true).and_then(|layer| Around::new(layer, name));
+    opened.map_err(|error| Error::at("open", above, error))
 }
 
 /// Resolves symlinks and `..`, so that paths can be compared.
-fn real(path: &PathBuf) -> Result<PathBuf, Error> {
+fn real(path: &Path) -> Result<PathBuf, Error> {
     path.canonicalize().map_err(|cause| Error::at("open", path, cause))
 }
 
-/// Returns the path of a directory beside a layer, with a name for `purpose`.
-fn beside(layer: &Path, purpose: &str) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(layer.file_name().unwrap_or_default());
-    name.push(format!(".overlayfs-{purpose}"));
-    layer.with_file_name(name)
+/// Returns the path of a directory beside a layer.
+fn beside(layer: &Path, what: Beside) -> PathBuf {
+    layer.with_file_name(what.name(layer.file_name().unwrap_or_default()))
 }

@@ -8,9 +8,10 @@
 //! The walk only lists directories. It reads the attributes of objects that seem to be renamed.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use super::changes::matched;
+use super::changes::{contents, matched};
 use super::{Error, Views, Watch, tree};
 use crate::errno::{self, ENOENT, ENOTDIR, ESTALE, Result};
 use crate::layer::{Kind, Layer};
@@ -120,7 +121,8 @@ impl<'v, L: Layer> Search<'v, L> {
     }
 
     fn visit(&mut self, mut pair: Pair) -> Result<()> {
-        let now = content(self.above, &tree::at(self.above, &pair.path)?)?;
+        let dir = tree::at(self.above, &pair.path)?;
+        let now = content(self.above, &dir, OsStr::new(""))?;
         if let Some(from) = now.redirect.as_ref().filter(|from| **from != pair.old_path) {
             let old_path = std::mem::replace(&mut pair.old_path, from.clone());
             if pair.is_old {
@@ -137,15 +139,20 @@ impl<'v, L: Layer> Search<'v, L> {
             self.removed.insert(pair.old_path.clone());
             pair.is_old = false;
         }
-        let before = match pair.is_old {
-            true => content(self.below, &tree::at(self.below, &pair.old_path)?)?,
-            false => Content::default(),
-        };
-        for (one, other, relation) in matched(&before, &now) {
-            if relation != Relation::Same {
-                self.compare(&pair, one, other);
+        drop(now);
+        let old = if pair.is_old { Some(tree::at(self.below, &pair.old_path)?) } else { None };
+        let (mut next, first_left) = (Some(OsString::new()), self.left.len());
+        while let Some(from) = next {
+            let [before, now] = contents([old.as_ref().map(|old| (self.below, old)), Some((self.above, &dir))], &from)?;
+            for (one, other, relation) in matched(&before, &now) {
+                if relation != Relation::Same {
+                    self.compare(&pair, one, other);
+                }
             }
+            next = now.next;
         }
+        // The first name comes next: the trees may have only a run of the names in memory.
+        self.left[first_left..].reverse();
         Ok(())
     }
 
@@ -203,8 +210,17 @@ impl<'v, L: Layer> Search<'v, L> {
             if watch.wants_stop() {
                 return Err(Error::Stopped);
             }
-            let listed = tree::at(self.below, &path).and_then(|dir| content(self.below, &dir));
-            let Content { entries, .. } = listed.map_err(|error| Error::in_tree("read", &path, error))?;
+            self.look_in(&path, renamed, &mut dirs).map_err(|error| Error::in_tree("read", &path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Looks for the originals of copies in a removed directory. Adds those in it to `dirs`.
+    fn look_in(&mut self, path: &Path, renamed: &Renamed, dirs: &mut Vec<PathBuf>) -> Result<()> {
+        let dir = tree::at(self.below, path)?;
+        let mut from = Some(OsString::new());
+        while let Some(first) = from {
+            let Content { entries, next, .. } = content(self.below, &dir, &first)?;
             for Entry { name, kind, number, .. } in entries {
                 let path = path.join(&*name);
                 match kind {
@@ -212,6 +228,7 @@ impl<'v, L: Layer> Search<'v, L> {
                     _ => note(&mut self.went, path, number.filter(|number| self.came.contains_key(number))),
                 }
             }
+            from = next;
         }
         Ok(())
     }

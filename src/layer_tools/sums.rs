@@ -1,16 +1,15 @@
 //! The sums of `diff --stat`: how many objects and bytes were added, removed and modified.
 
-use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde_json::json;
 
 use super::listing::Form;
-use super::tree::names;
 use super::{Change, ChangeKind, Error, Views};
 use crate::errno;
 use crate::layer::{Kind, Layer, Stat};
+use crate::overlay::on_disk::CompactMap;
 use crate::overlay::{Node, Overlay};
 
 /// Objects, and the bytes of the regular files among them. A file with several names counts its
@@ -30,7 +29,7 @@ pub struct Sums {
     modified: Sum,
     renamed: u64,
     /// The files with several names that were counted, by tree and number.
-    met: HashSet<(bool, u64)>,
+    met: CompactMap<(u64, bool), ()>,
 }
 
 impl Sums {
@@ -62,25 +61,29 @@ impl Sums {
 
     /// Returns a sum with one more object.
     fn plus(&mut self, sum: Sum, is_new: bool, stat: Option<Stat>) -> Sum {
-        let counts = |stat: &Stat| stat.kind == Kind::File && (stat.nlink < 2 || self.met.insert((is_new, stat.ino)));
+        let counts = |stat: &Stat| {
+            stat.kind == Kind::File && (stat.nlink < 2 || self.met.insert((stat.ino, is_new), ()).is_none())
+        };
         let bytes = stat.filter(counts).map_or(0, |stat| stat.size);
         Sum { objects: sum.objects + 1, bytes: sum.bytes + bytes }
     }
 
     fn add_removed<L: Layer>(&mut self, below: &Overlay<L>, node: &Arc<Node<L>>) -> errno::Result<()> {
-        let mut left = vec![(node.clone(), names(below, node)?)];
+        let mut left = vec![node.clone()];
         self.removed = self.plus(self.removed, false, Some(below.stat(node)?));
-        while let Some((dir, names_left)) = left.last_mut() {
-            let Some(name) = names_left.pop() else {
-                left.pop();
+        while let Some(dir) = left.pop() {
+            if dir.kind() != Kind::Dir {
                 continue;
-            };
-            let child = below.lookup(dir, &name)?;
-            self.removed = self.plus(self.removed, false, Some(below.stat(&child)?));
-            if child.kind() == Kind::Dir {
-                let names = names(below, &child)?;
-                left.push((child, names));
             }
+            below.each_shown(&dir, &mut |name, kind| {
+                let child = below.lookup(&dir, name)?;
+                self.removed = self.plus(self.removed, false, Some(below.stat(&child)?));
+                match kind {
+                    Kind::Dir => left.push(child),
+                    _ => below.release(child),
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }

@@ -1,8 +1,12 @@
 //! Paths in messages and listings: any bytes, on one line.
 
 use std::fmt::Write;
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+
+/// The letters that change the direction of the text. One of them could hide the end of a path.
+const TURNS: [RangeInclusive<char>; 3] = ['\u{200e}'..='\u{200f}', '\u{202a}'..='\u{202e}', '\u{2066}'..='\u{2069}'];
 
 /// Returns a path for people: control characters, backslashes and bytes that are not UTF-8 become
 /// escapes (`\n`, `\\`, `\x1b`). The empty path, the root of a tree, becomes `.`.
@@ -21,11 +25,7 @@ pub fn escaped(path: &Path) -> String {
                 '\t' => text.push_str("\\t"),
                 '\\' => text.push_str("\\\\"),
                 ' ' if chunk.valid()[at..].starts_with(ARROW) => text.push_str("\\x20"),
-                // A letter that changes the direction of the text could hide the end of a path.
-                letter
-                    if letter.is_control()
-                        || matches!(letter, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
-                {
+                letter if letter.is_control() || TURNS.iter().any(|range| range.contains(&letter)) => {
                     letter.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| escape(&mut text, byte));
                 }
                 letter => text.push(letter),

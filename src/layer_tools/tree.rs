@@ -1,11 +1,11 @@
 //! Questions that several tools ask about a merged tree.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::errno::{ENOENT, EOPNOTSUPP, Result};
-use crate::layer::{Kind, Layer};
+use crate::errno::{EOPNOTSUPP, Result};
+use crate::layer::{Fixed, Kind, Layer};
 use crate::overlay::{Node, Overlay};
 
 /// Returns the object at a path.
@@ -17,34 +17,6 @@ pub fn at<L: Layer>(tree: &Overlay<L>, path: &Path) -> Result<Arc<Node<L>>> {
     path.iter().try_fold(tree.root().clone(), |dir, name| tree.lookup(&dir, name))
 }
 
-/// Returns the object `name` of a directory, if there is one.
-///
-/// # Errors
-///
-/// Those of [`Overlay::lookup`], but not ENOENT.
-pub fn find<L: Layer>(tree: &Overlay<L>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
-    match tree.lookup(dir, name) {
-        Err(error) if error.errno == ENOENT => Ok(None),
-        found => found.map(Some),
-    }
-}
-
-/// Returns the names in a directory; none for another object.
-///
-/// # Errors
-///
-/// Those of [`Overlay::list`].
-pub fn names<L: Layer>(tree: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    if node.kind() == Kind::Dir {
-        tree.list(&tree.open(node), 0, &mut |entry| {
-            names.push(entry.name.to_owned());
-            true
-        })?;
-    }
-    Ok(names)
-}
-
 /// Returns the names of the extended attributes of an object; none on a layer without any.
 ///
 /// # Errors
@@ -54,5 +26,18 @@ pub fn xattrs<L: Layer>(tree: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Vec<Os
     match tree.xattrs(node) {
         Err(error) if error.errno == EOPNOTSUPP => Ok(Vec::new()),
         names => names,
+    }
+}
+
+/// Returns the flags that make an object immutable or append-only for programs.
+///
+/// # Errors
+///
+/// Those of [`Overlay::stat`] and [`Overlay::fixed`].
+pub fn fixed<L: Layer>(tree: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Fixed> {
+    let fixed = tree.stat(node)?.fixed;
+    match node.kind() {
+        Kind::File | Kind::Dir => Ok(tree.fixed(node)?.or(fixed)),
+        _ => Ok(fixed),
     }
 }

@@ -5,6 +5,7 @@
 //! of last change of status, which no program can set, and the inode number.
 
 use std::io::Write;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,11 +14,11 @@ use super::compare::{Side, aspects};
 use super::options::{Word, Words, check_upper};
 use super::{Error, Outcome, Progress, Tool, Views, Watch, escaped};
 use crate::errno::{EINTR, Error as Errno, Result as LayerResult};
-use crate::fsck::{Checker, Damage, Finding};
+use crate::fsck::{Checker, Damage, Finding, Needless};
 use crate::layer::{Kind, Layer};
 use crate::mount::{self, open_layers};
 use crate::options::{self, Options};
-use crate::overlay::{Node, Overlay, Refused};
+use crate::overlay::{Handle, Node, Overlay, Refused};
 
 /// The subcommand `vacuum`.
 struct Vacuum {
@@ -49,12 +50,13 @@ impl Tool for Vacuum {
         let upper = self.layers.upper.clone().unwrap_or_default();
         let checker = Checker::new(open_layers(&self.layers, !self.dry_run)?);
         let checker = checker.map_err(|cause| self.refused(&upper, cause))?;
-        let views = Views::open(&self.layers, None)?;
-        let above = views.above.as_ref().ok_or_else(|| self.refused(&upper, Refused::NoLayer))?;
         if !self.dry_run {
             check(&checker, &upper)?;
         }
-        for finding in find(&checker, above, self.ignore_times, watch)? {
+        let views = Views::open(&self.layers, None)?;
+        let above = views.above.as_ref().ok_or_else(|| self.refused(&upper, Refused::NoLayer))?;
+        for finding in find(&checker, above, self.ignore_times, watch) {
+            let finding = finding?;
             writeln!(out, "{} {}", word(&finding), escaped(&finding.path)).map_err(Error::output)?;
             if self.dry_run {
                 continue;
@@ -76,35 +78,43 @@ impl Vacuum {
     }
 }
 
-/// Returns what can go from the upper layer, in an order in which [`remove`] can take it. `above`
-/// is a view of the upper layer on the lower ones. With `ignore_times`, objects are the same if
-/// only their times differ.
+/// Returns what can go from the upper layer, found one by one while the caller takes them.
+/// [`remove`] may remove each before the next is found. `above` is a view of the upper layer on the
+/// lower ones. With `ignore_times`, objects are the same if only their times differ.
 ///
-/// # Errors
+/// An item is an error, and then the last one, for these reasons:
 ///
 /// - [`Error::At`]: an object cannot be read.
 /// - [`Error::Stopped`]: `watch` wants to stop.
-pub fn find<L: Layer>(
-    checker: &Checker<L>,
-    above: &Overlay<L>,
+pub fn find<'f, L: Layer>(
+    checker: &'f Checker<L>,
+    above: &'f Overlay<L>,
     ignore_times: bool,
-    watch: &dyn Watch,
-) -> Result<Vec<Finding<L>>, Error> {
-    let mut last = (PathBuf::new(), above.root().clone());
-    let found = checker.needless(&mut |path, old| {
-        if watch.wants_stop() {
-            return Err(Errno::new(EINTR));
+    watch: &'f dyn Watch,
+) -> impl Iterator<Item = Result<Finding<L>, Error>> + 'f {
+    let mut last = (PathBuf::new(), above.open(above.root()));
+    let mut needless = Some(Needless::new(checker));
+    iter::from_fn(move || {
+        let found = needless.as_mut()?.next(&mut |path, old| {
+            if watch.wants_stop() {
+                return Err(Errno::new(EINTR));
+            }
+            let new = look_up(above, &mut last, path)?;
+            let (old, now) = (Side::new(checker.below(), old)?, Side::new(above, &new)?);
+            let is_same = is_same(&old, &now, ignore_times)?;
+            above.release(new);
+            watch.advance(Progress { objects: 1, bytes: 0 });
+            Ok(is_same)
+        });
+        match found {
+            Ok(found) => found.map(Ok),
+            Err(error) => {
+                needless = None;
+                let is_stop = error.errno == EINTR && watch.wants_stop();
+                Some(Err(if is_stop { Error::Stopped } else { Error::at("read", &last.0, error) }))
+            }
         }
-        let new = look_up(above, &mut last, path)?;
-        let (old, new) = (Side::new(checker.below(), old)?, Side::new(above, &new)?);
-        let is_same = is_same(&old, &new, ignore_times)?;
-        watch.advance(Progress { objects: 1, bytes: 0 });
-        Ok(is_same)
-    });
-    match found {
-        Err(error) if error.errno == EINTR && watch.wants_stop() => Err(Error::Stopped),
-        found => found.map_err(|error| Error::at("read", last.0, error)),
-    }
+    })
 }
 
 /// Removes a finding of [`find`]. After a crash in between, the tree shows the same.
@@ -117,15 +127,15 @@ pub fn remove<L: Layer>(checker: &Checker<L>, finding: &Finding<L>) -> Result<()
     checker.repair(repair).map_err(|error| Error::in_tree("remove", &finding.path, error))
 }
 
-/// Returns the object at a path. Keeps its directory in `last`: the next path is mostly in the same
-/// one.
-fn look_up<L: Layer>(view: &Overlay<L>, last: &mut (PathBuf, Arc<Node<L>>), path: &Path) -> LayerResult<Arc<Node<L>>> {
+/// Returns the object at a path. Keeps its directory open in `last`: the next path is mostly in the
+/// same one.
+fn look_up<L: Layer>(view: &Overlay<L>, last: &mut (PathBuf, Handle<L>), path: &Path) -> LayerResult<Arc<Node<L>>> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(view.root().clone()) };
     if last.0 != parent {
         let dir = parent.iter().try_fold(view.root().clone(), |dir, name| view.lookup(&dir, name))?;
-        *last = (parent.to_owned(), dir);
+        *last = (parent.to_owned(), view.open(&dir));
     }
-    view.lookup(&last.1, name)
+    view.lookup(last.1.node(), name)
 }
 
 fn is_same<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>, ignore_times: bool) -> LayerResult<bool> {
@@ -134,7 +144,6 @@ fn is_same<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>, ignore_times: bool) -
     let same_times = before.mtime == now.mtime && (before.atime == now.atime || now.kind == Kind::Symlink);
     // This costs less than the content.
     let is_like = before.kind == now.kind
-        && before.fixed == now.fixed
         && (before.kind == Kind::Dir || before.nlink == now.nlink)
         && (ignore_times || same_times);
     if !is_like {
@@ -142,8 +151,7 @@ fn is_same<L: Layer>(old: &Side<'_, L>, new: &Side<'_, L>, ignore_times: bool) -
     }
     let mut aspects = aspects(old, new)?;
     aspects.times &= !ignore_times;
-    let has_marks = matches!(now.kind, Kind::File | Kind::Dir);
-    Ok(!aspects.any() && (!has_marks || old.overlay.fixed(old.node)? == new.overlay.fixed(new.node)?))
+    Ok(!aspects.any())
 }
 
 /// Returns the word for a finding in the listing.

@@ -11,10 +11,6 @@ use crate::mount::{self, open_layers};
 use crate::options::Options;
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
-/// The number of cached directories and names above which a view evicts. A walk uses each directory
-/// once, so few are enough.
-const KNOWN_MAX: usize = 4096;
-
 /// Two merged trees. None is the tree without a layer: it is empty.
 pub struct Views<L: Layer> {
     /// The later state: the upper layer on the lower ones.
@@ -71,7 +67,6 @@ fn view<L: Layer>(layers: Layers<L>, commits: bool) -> Result<Option<Overlay<L>>
         return Ok(None);
     }
     let layers = Layers { upper: None, work, lowers };
-    let settings =
-        Settings { trusted: true, read_only_upper, commits, known_max: Some(KNOWN_MAX), ..Settings::default() };
+    let settings = Settings { trusted: true, read_only_upper, commits, ..Settings::for_walk() };
     Overlay::with_settings(layers, settings).map(Some)
 }

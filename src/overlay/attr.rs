@@ -40,7 +40,7 @@ impl<L: Layer> Overlay<L> {
     pub fn stat(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         {
             let mut state = node.state.lock();
-            if let Some(attr) = state.fresh_attr() {
+            if let Some(attr) = state.fresh_attr_to_show() {
                 return Ok(self.shown(&mut state, attr));
             }
         }
@@ -48,21 +48,22 @@ impl<L: Layer> Overlay<L> {
         self.stat_within(node)
     }
 
-    /// Does the same as [`Overlay::stat`], at a moment when no thread changes the content. A change
-    /// that keeps the times puts them back at its end.
+    /// Returns atime and mtime at a moment when no thread changes the content. A change that keeps
+    /// the times puts them back at its end.
     ///
     /// # Errors
     ///
     /// Those of [`Layer::stat`].
-    pub fn stat_at_rest(&self, node: &Arc<Node<L>>) -> Result<Stat> {
+    pub fn times_at_rest(&self, node: &Arc<Node<L>>) -> Result<(Time, Time)> {
         let _content = node.content.lock();
-        self.stat(node)
+        let _tree = self.tree.read();
+        self.times_within(node).map(|stat| (stat.atime, stat.mtime))
     }
 
     /// Does the same as [`Overlay::stat`] if the caller holds the tree.
     pub(super) fn stat_within(&self, node: &Arc<Node<L>>) -> Result<Stat> {
         let mut state = node.state.lock();
-        let attr = match state.fresh_attr() {
+        let attr = match state.fresh_attr_to_show() {
             Some(attr) => attr,
             None => self.refresh(node, &mut state)?,
         };
@@ -147,8 +148,9 @@ impl<L: Layer> Overlay<L> {
     /// Returns the place where a layer has the object.
     pub(super) fn location(&self, state: &State<L>) -> Location<L> {
         match (&state.stored, state.places.first(), &state.file) {
-            (Stored::Indexed(name) | Stored::Unnamed(name), ..) => match self.copies() {
-                Some((work, _)) => Location::Entry(work.clone(), name.clone()),
+            (Stored::Indexed(entry), ..) => Location::Entry(entry.0.clone(), entry.1.clone()),
+            (Stored::Unnamed(name), ..) => match &self.work {
+                Some(work) => Location::Entry(work.dir().clone(), name.clone()),
                 None => Location::Nowhere,
             },
             (Stored::Partial(partial), ..) => Location::Entry(partial.dir.clone(), partial.name.clone()),
@@ -295,15 +297,18 @@ impl<L: Layer> Overlay<L> {
         if let Change::Times(atime, mtime) = change {
             state.freshness.set_times(atime, mtime);
         }
-        // Only the layer knows the new time of last change of status, and after a change of owner
-        // the mode.
-        match (location, change) {
-            (Location::Nowhere, _) => {}
-            (_, Change::Owner(_)) => {
+        // A change of the owner may remove set-id bits and file capabilities, and may be recorded.
+        let is_known = !matches!(change, Change::Owner(_))
+            || state.lacks_capability
+                && !layer.capabilities().owner_records
+                && state.attr.is_some_and(|attr| attr.mode & SET_ID == 0);
+        match location {
+            Location::Nowhere => {}
+            _ if is_known => self.redate(node, &mut state),
+            _ => {
                 self.touch(node, &mut state);
                 state.attr = None;
             }
-            _ => self.touch(node, &mut state),
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ impl<L: Layer> Overlay<L> {
         {
             let mut state = node.state.lock();
             let is_partial = state.stored.partial().is_some();
-            if state.is_changed || is_partial || state.file.is_none() || state.fresh_attr().is_some() {
+            if state.is_changed || is_partial || state.file.is_none() || state.fresh_attr_to_show().is_some() {
                 return;
             }
             state.is_changed = true;

@@ -11,9 +11,10 @@ use crate::errno::ENOENT;
 use super::Overlay;
 use super::features::{Feature, Features};
 use super::record::RECORD;
+use super::removal::{PIECE, remove_tree};
 use super::work::replace_file;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, Result, Time, entries, read_start, remove_all};
+use crate::layer::{Access, Kind, Layer, Object, Result, Time, read_start, some_entries};
 
 /// The name of the journal in the work directory.
 pub const JOURNAL: &str = "commit";
@@ -103,9 +104,8 @@ impl<L: Layer> Overlay<L> {
         }
         self.clear_work()?;
         if let Some(root) = self.stack.upper_root().filter(|_| work.is_inside()) {
-            let root = self.stack.open(root)?;
-            remove_all(upper, &root, OsStr::new(format::WORK), Kind::Dir)?;
-            upper.set_times(Object::Dir(&*root), atime, mtime)?;
+            remove_tree(&self.stack, root, OsStr::new(format::WORK), Kind::Dir)?;
+            upper.set_times(Object::Dir(&*self.stack.open(root)?), atime, mtime)?;
         }
         work.release(&self.stack)
     }
@@ -125,15 +125,21 @@ impl<L: Layer> Overlay<L> {
         let (upper, work) = self.upper()?;
         self.give_up();
         let dir = self.stack.open(work.dir())?;
-        let mut all = entries(upper, &dir)?;
-        // The mark of a commit is in the record, so that goes last.
-        all.sort_by_key(|(name, _)| (name == RECORD, name == JOURNAL));
-        for (name, kind) in all {
-            if name == JOURNAL {
-                upper.sync_all()?;
+        loop {
+            let mut entries = some_entries(upper, &dir, PIECE)?;
+            let is_all = entries.len() < PIECE;
+            // The mark of a commit is in the record, so that goes last.
+            entries.sort_by_key(|(name, _)| (name == RECORD, name == JOURNAL));
+            entries.retain(|(name, _)| is_all || name != RECORD && name != JOURNAL);
+            for (name, kind) in entries {
+                if name == JOURNAL {
+                    upper.sync_all()?;
+                }
+                remove_tree(&self.stack, work.dir(), &name, kind)?;
             }
-            remove_all(upper, &dir, &name, kind)?;
+            if is_all {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 //! Two overlays may have layers in common. If a name comes from the same places of the same layers
 //! in both, both show the same object, and a comparison need not look at it.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub struct Entry {
     is_copy: bool,
 }
 
-/// The content of a merged directory.
+/// The content of a merged directory, or a run of its names.
 #[derive(Clone, Debug, Default)]
 pub struct Content {
     /// The layers' directories that merge, topmost first.
@@ -59,6 +59,8 @@ pub struct Content {
     pub redirect: Option<PathBuf>,
     /// The names, in the order of their bytes.
     pub entries: Vec<Entry>,
+    /// The name at which the next run begins, if there may be more.
+    pub next: Option<OsString>,
 }
 
 /// How an entry of one directory relates to that of another.
@@ -73,9 +75,25 @@ pub enum Relation {
 }
 
 impl Content {
+    /// Ends the run before `next`, which is not behind its end.
+    pub fn end(&mut self, next: Option<OsString>) {
+        if let Some(next) = &next {
+            self.entries.truncate(self.entries.partition_point(|entry| *entry.name < **next));
+        }
+        self.next = next;
+    }
+
     /// Whether only the upper layer has the directory: it merges with nothing below.
     pub fn is_alone(&self) -> bool {
         self.parts.iter().all(|part| part.is_upper)
+    }
+
+    /// Whether another program made `entry` of this directory in a lower layer after `before` was
+    /// read. This directory is that of `before` below an upper layer, which does not have the
+    /// entry.
+    pub fn is_new_below(&self, entry: &Entry, before: &Content) -> bool {
+        let above = self.parts.iter().take_while(|part| part.is_upper).count();
+        !entry.is_upper && !entry.is_copy && self.parts[above..] == before.parts
     }
 
     /// Returns how `entry` of this directory relates to the entry `other` of another.
@@ -97,7 +115,7 @@ impl Content {
 /// then redirects and numbers of copies in `above` are about `below`.
 pub fn is_upper_over<L: Layer>(above: &Overlay<L>, below: &Overlay<L>) -> bool {
     let (mut now, before) = (above.layer_digests(), below.layer_digests());
-    above.reads_upper && now.pop().is_some() && now == before
+    above.settings.read_only_upper && now.pop().is_some() && now == before
 }
 
 /// Whether the upper layer of `above` may have a copy of the lower object with this
@@ -106,25 +124,26 @@ pub fn has_copy<L: Layer>(above: &Overlay<L>, number: u64) -> bool {
     above.inodes.has_copy(number)
 }
 
-/// Returns the content of a directory. The numbers are those that an overlay with an upper layer
-/// on top shows, if `overlay` has none itself.
+/// Returns the content of a directory from the name `from` on: all of it, or a run if `overlay` is
+/// for a walk. The numbers are those that an overlay with an upper layer on top shows, if `overlay`
+/// has none itself.
 ///
 /// # Errors
 ///
 /// - ENOTDIR: the object is no directory.
 ///
 /// Others of the layers.
-pub fn content<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Content> {
+pub fn content<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>, from: &OsStr) -> Result<Content> {
     overlay.forget_some();
     let _tree = overlay.tree.read();
     let mut dir = node.dir()?;
-    overlay.read_dir(node, &mut dir)?;
+    overlay.read_dir_from(node, &mut dir, from)?;
     let Dir { lowers, redirect, names: Some(names), .. } = &*dir else { return Err(Error::new(EIO)) };
     let layers = overlay.layer_digests();
     let parts = lowers.iter().map(|dir| overlay.part(dir, &layers)).collect();
-    let mut entries: Vec<_> = names.after(0).filter_map(|(_, slot)| overlay.entry(slot, lowers)).collect();
-    entries.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-    Ok(Content { parts, redirect: redirect.as_ref().map(|way| way.path.clone()), entries })
+    let entries = names.of_run(from).filter_map(|slot| overlay.entry(slot, lowers)).collect();
+    let (redirect, next) = (redirect.as_ref().map(|way| way.path.clone()), names.run().to.clone());
+    Ok(Content { parts, redirect, entries, next })
 }
 
 impl<L: Layer> Overlay<L> {
@@ -160,10 +179,10 @@ impl<L: Layer> Overlay<L> {
             Kind::Dir => slot.merging().collect(),
             _ => [lower.dir].into_iter().collect(),
         };
-        let facts = self.read_only.as_ref().filter(|_| !is_upper);
-        let is_copy = facts.is_some_and(|facts| match visible.kind {
-            Kind::Dir => facts.shows_below,
-            _ => facts.index.may_be_copied(lower.ino),
+        let index = self.shown_index.as_ref().filter(|_| !is_upper);
+        let is_copy = index.is_some_and(|index| match visible.kind {
+            Kind::Dir => self.shows_below,
+            _ => index.may_be_copied(lower.ino),
         });
         let number = match is_upper {
             true => self.inodes.number_of_copy(lower.ino),

@@ -1,8 +1,8 @@
 //! Copy-up: copies an object of a lower layer to the upper layer before its first change.
 //!
 //! The engine builds the copy complete in the work directory. One rename puts it in place, where it
-//! hides the original and looks the same. A thread that copies data holds only the object's content
-//! lock, so other objects stay usable.
+//! hides the original and looks the same. A copy without data may be made at its place (`emptied`).
+//! A thread that copies data holds only the object's content lock, so other objects stay usable.
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
@@ -26,6 +26,9 @@ use super::work::{discard, discard_dir, rename_built};
 use crate::format::kernel;
 use crate::layer::{Access, CAPABILITY, Kind, Layer, Object, Owner, RenameMode, Result, Stat, THROUGH};
 use crate::sync::Guard;
+
+/// The unit of [`Stat::blocks`], in bytes.
+const BLOCK: u64 = 512;
 
 /// The modes of copies that cannot have their final mode from the start.
 const PRIVATE_FILE: u32 = 0o600;
@@ -67,11 +70,11 @@ enum Built<L: Layer> {
 }
 
 /// The places where a copy has names.
-struct Placed<L: Layer> {
+pub(super) struct Placed<L: Layer> {
     /// The directory in which the copy has the object's name.
-    to: Option<Arc<LayerDir<L>>>,
+    pub to: Option<Arc<LayerDir<L>>>,
     /// The index entry through which the other names of the file find the copy.
-    index_entry: Option<OsString>,
+    pub index_entry: Option<OsString>,
 }
 
 impl<L: Layer> Built<L> {
@@ -147,10 +150,15 @@ impl<L: Layer> Overlay<L> {
             return Ok(CopiedUp { _content: content, is_truncated: false });
         }
         let before = self.layer_attr(node)?;
+        if node.kind() == Kind::File && keep == 0 && before.size > 0 && self.make_emptied(node, &before)? {
+            self.counters.copied_up();
+            self.fix_copy(node, fixed, why)?;
+            return Ok(CopiedUp { _content: content, is_truncated: true });
+        }
         let temp = work.name();
         let dir = self.stack.open(work.dir())?;
         let copied = self.build_copy(node, &before, &dir, &temp, keep).and_then(|built| {
-            let copy = self.stack.mark(work.dir(), upper.stat(built.object(&dir, &temp))?);
+            let copy = self.attr_of_built(&built, (&dir, &temp), before.size.min(keep))?;
             match built {
                 Built::Part(file, source) => {
                     self.put_partial_in_place(node, &before, &copy, &temp, file, source).map(|()| false)
@@ -182,6 +190,22 @@ impl<L: Layer> Overlay<L> {
             Some(up) => up.map(drop),
             None => Ok(()),
         }
+    }
+
+    /// Returns the attributes of a copy without a name: what `Layer::stat` says, or what the copy
+    /// had at its creation, with the `size` of its data. Only kind, number, size and one of its
+    /// first times count.
+    fn attr_of_built(&self, built: &Built<L>, (dir, temp): (&L::Dir, &OsStr), size: u64) -> Result<Stat> {
+        let (upper, work) = self.upper()?;
+        let new = match built {
+            Built::File(file, _) | Built::Part(file, _) => upper.attr_of_new(file),
+            Built::Other => None,
+        };
+        let attr = match new {
+            Some(new) => Stat { size, ..new },
+            None => upper.stat(built.object(dir, temp))?,
+        };
+        Ok(self.stack.mark(work.dir(), attr))
     }
 
     /// Makes the copy of an object other than a directory. The copy lacks only its name, and maybe
@@ -261,7 +285,7 @@ impl<L: Layer> Overlay<L> {
                         return Ok(Built::Part(to, (from, promise)));
                     }
                 }
-                Way::Through if self.copy_through(&from, &to, data.kept)? => {
+                Way::Through if self.copy_through((&from, attr), &to, data.kept)? => {
                     return Ok(Built::File(to, Settled::Yes));
                 }
                 Way::Through => {}
@@ -293,18 +317,22 @@ impl<L: Layer> Overlay<L> {
 
     /// Copies the first `size` bytes of a small file so that they are on the disk at once. Returns
     /// false, and writes nothing, if the layer cannot do that.
-    fn copy_through(&self, from: &OpenFile<L>, to: &L::File, size: u64) -> Result<bool> {
+    fn copy_through(&self, (from, attr): (&OpenFile<L>, &Stat), to: &L::File, size: u64) -> Result<bool> {
         let (upper, _) = self.upper()?;
         let layer = self.stack.layer(&from.dir);
+        // A file that takes its whole size has hardly any holes.
+        let is_dense = attr.blocks.saturating_mul(BLOCK) >= attr.size;
+        let next = |at| if is_dense { Ok(Some(at..size)) } else { layer.next_data(&from.file, at) };
         let (mut at, mut end) = (0, 0);
         while at < size
-            && let Some(data) = layer.next_data(&from.file, at)?
+            && let Some(data) = next(at)?
             && data.start < size
         {
             let start = data.start / THROUGH * THROUGH;
             let mut bytes = vec![0; (data.end.min(size) - start) as usize];
             let read = layer.read_at(&from.file, &mut bytes, start)?;
             bytes.truncate(read);
+            self.counters.copied(read as u64);
             match upper.write_through(to, &bytes, start) {
                 Err(error) if error.errno == EOPNOTSUPP && end == 0 => return Ok(false),
                 written => written?,
@@ -336,6 +364,7 @@ impl<L: Layer> Overlay<L> {
             check()?;
             at = data.end.min(range.end).min(data.start + PIECE);
             upper.copy_range(&from.file, data.start..at, to, data.start)?;
+            self.counters.copied(at - data.start);
             copied(at);
         }
         Ok(at)
@@ -356,7 +385,7 @@ impl<L: Layer> Overlay<L> {
     ///
     /// The order matters. A change of the owner drops set-id bits and capabilities. An ACL, which
     /// contains the mode, may drop the set-group-id bit.
-    fn copy_attr(
+    pub(super) fn copy_attr(
         &self,
         node: &Arc<Node<L>>,
         copy: Object<'_, L>,
@@ -394,10 +423,28 @@ impl<L: Layer> Overlay<L> {
             (state.places.first().cloned(), state.origin().filter(|_| state.links != LinkCount::NONE))
         };
         let held = if file.is_none() && place.is_none() { self.open_entry(work.dir(), temp)? } else { None };
-        let Placed { to, index_entry } =
-            self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
+        let placed = self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
+        let dir = placed.to.as_ref().unwrap_or(work.dir()).clone();
+        let open =
+            file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
+        self.use_copy(node, before, copy, (place, origin), placed, open);
+        Ok(())
+    }
+
+    /// Makes the copy the object, with its open file. `place` and `origin` are those of the object
+    /// before.
+    pub(super) fn use_copy(
+        &self,
+        node: &Arc<Node<L>>,
+        before: &Stat,
+        copy: &Stat,
+        (place, origin): (Option<ObjectName<L>>, Option<Origin>),
+        Placed { to, index_entry }: Placed<L>,
+        open: Option<Arc<OpenFile<L>>>,
+    ) {
         let mut state = node.state.lock();
         let ino = self.become_copy(node, &mut state, before, copy);
+        self.counters.copied_up();
         // Another thread may have removed the name meanwhile.
         if let (Some(to), Some(place)) = (&to, place)
             && let Some(place) = state.place_mut(&place.parent, &place.name)
@@ -405,29 +452,21 @@ impl<L: Layer> Overlay<L> {
             place.dir = to.clone();
         }
         if to.is_some() || index_entry.is_some() {
-            self.record_copy_up(
-                ino,
-                copy,
-                origin.zip(index_entry.as_deref()).map(|(origin, index_entry)| (before, origin, index_entry)),
-            );
+            self.record_copy_up(ino, before, copy, origin.filter(|_| index_entry.is_some()));
         }
         if let (Some(origin), Some(_)) = (origin, &to) {
             self.hid_name(origin);
         }
-        state.stored = match index_entry {
-            Some(index_entry) => {
+        state.stored = match index_entry.zip(self.work.as_ref()) {
+            Some((index_entry, work)) => {
                 state.links = LinkCount::Counted(state.links.count(before.nlink));
                 self.inodes.link(copy.dev, copy.ino, node);
-                Stored::Indexed(index_entry.into())
+                Stored::Indexed(Box::new((work.dir().clone(), index_entry.into())))
             }
             None => Stored::Named,
         };
-        let dir = to.unwrap_or_else(|| work.dir().clone());
-        let open =
-            file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
         let open = open.filter(|_| state.keeps_file());
         let _closed = std::mem::replace(&mut state.file, open);
-        Ok(())
     }
 
     /// Records that `copy` is the object now. Returns the object's inode number.
@@ -488,7 +527,7 @@ impl<L: Layer> Overlay<L> {
             self.unkeep_copy(index_entry, temp);
         }
         placed?;
-        let names = self.read_dir(&place.parent, parent)?;
+        let names = self.read_dir_at(&place.parent, parent, &place.name)?;
         names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
         Ok(Placed { to: Some(to), index_entry })
     }
@@ -530,14 +569,14 @@ impl<L: Layer> Overlay<L> {
         let temp = work.name();
         let open = self.stack.open(work.dir())?;
         let xattrs = self.xattrs_to_copy(node)?;
-        let made @ (owner, mode) = self.made_as(&before, &xattrs, PRIVATE_DIR)?;
-        upper.create_dir(&open, &temp, mode, owner)?;
+        let as_made @ (owner, mode) = self.made_as(&before, &xattrs, PRIVATE_DIR)?;
+        let made = upper.create_dir(&open, &temp, mode, owner)?;
         let copied = self
-            .copy_attr(node, Object::Entry(&*open, &temp), &before, made, &xattrs)
+            .copy_attr(node, Object::Entry(&*open, &temp), &before, as_made, &xattrs)
             .and_then(|()| self.build_fixed(node, &open, &temp))
             .and_then(|fixed| {
                 upper.set_times(Object::Entry(&*open, &temp), before.atime, before.mtime)?;
-                self.put_dir_in_place(node, &before, &open, &temp)?;
+                self.put_dir_in_place(node, &before, made, (&open, &temp))?;
                 node.state.lock().marked = Some(fixed);
                 Ok(())
             });
@@ -547,9 +586,19 @@ impl<L: Layer> Overlay<L> {
         copied
     }
 
-    fn put_dir_in_place(&self, node: &Arc<Node<L>>, before: &Stat, open: &L::Dir, temp: &OsStr) -> Result<()> {
+    /// Gives the copy of a directory its name. `made` has the attributes of its creation.
+    fn put_dir_in_place(
+        &self,
+        node: &Arc<Node<L>>,
+        before: &Stat,
+        made: Option<Stat>,
+        (open, temp): (&L::Dir, &OsStr),
+    ) -> Result<()> {
         let (upper, work) = self.upper()?;
-        let copy = self.stack.stat(work.dir(), temp)?;
+        let copy = match made {
+            Some(made) => self.stack.mark(work.dir(), made),
+            None => self.stack.stat(work.dir(), temp)?,
+        };
         let _tree = self.tree.read();
         let Some(place) = node.state.lock().places.first().cloned() else {
             let held = self.open_entry(work.dir(), temp)?;
@@ -562,13 +611,13 @@ impl<L: Layer> Overlay<L> {
         let mut parent = place.parent.dir()?;
         let to = parent.upper.clone().ok_or(Error::new(EIO))?;
         self.keeping_times(&place.parent, &to, |dir| upper.rename(open, temp, dir, &place.name, RenameMode::Replace))?;
-        let names = self.read_dir(&place.parent, &mut parent)?;
+        let names = self.read_dir_at(&place.parent, &mut parent, &place.name)?;
         names.entry(&place.name).upper = Some(Upper { kind: Kind::Dir, ino: Some(copy.ino) });
         node.dir()?.upper = Some(self.stack.child(&to, &place.name));
 
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
-        self.record_copy_up(ino, &copy, None);
+        self.record_copy_up(ino, before, &copy, None);
         self.set_upper(node, &mut state, before, &copy);
         state.links = LinkCount::Merged;
         if let Some(place) = state.places.first_mut() {

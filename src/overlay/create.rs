@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use crate::errno::{EEXIST, EINVAL, EIO, ENOENT, Error};
+use crate::errno::{EACCES, EEXIST, EINVAL, EIO, ENOENT, Error};
 
 use super::Overlay;
 use super::file::Handle;
@@ -37,6 +37,9 @@ struct Blueprint<'a> {
 
 /// A new object, and the open file if it is a regular one.
 type Made<L> = (Arc<Node<L>>, Option<OpenFile<L>>);
+
+/// The open file of a new object that a layer made, and its attributes if the layer asked for them.
+type MadeByLayer<L> = (Option<<L as Layer>::File>, Option<Stat>);
 
 impl New<'_> {
     fn kind(self) -> Kind {
@@ -178,32 +181,44 @@ impl<L: Layer> Overlay<L> {
         let in_steps = matches!(new, New::Symlink(_) | New::Special(Kind::Socket, _));
         let whole = !in_steps || upper.capabilities().whole_objects;
         let is_dir = new.kind() == Kind::Dir;
-        let at_once = whole && upper.creates_as(owner);
-        let plan = |whiteout| self.format().create(plan::New { is_dir, at_once, whiteout });
-        let may_be_built = [false, true].iter().any(|whiteout| plan(*whiteout).placement != Placement::AtOnce);
+        let surely = whole && upper.creates_as(owner);
+        let plan = |at_once, whiteout| self.format().create(plan::New { is_dir, at_once, whiteout });
+        let may_be_built = [false, true].iter().any(|whiteout| plan(surely, *whiteout).placement != Placement::AtOnce);
         let acl = if may_be_built { self.default_acl(parent)? } else { None };
         let _tree = self.tree.read();
         let mut dir = parent.dir()?;
-        let Creation { placement, opaque, uncover } = plan(self.check_free(parent, &mut dir, name)?);
+        let whiteout = self.check_free(parent, &mut dir, name)?;
         let open = self.stack.open(&to)?;
-
-        let file = match placement {
-            Placement::AtOnce => self.make(&open, name, new, mode, owner)?,
+        let show = |creation: Creation| match creation.placement {
+            Placement::AtOnce => self.make(&open, name, new, mode, owner),
             Placement::Built(onto) => {
-                self.make_elsewhere(&open, name, &Blueprint { new, mode, owner, opaque, acl }, onto)?
+                let plan = Blueprint { new, mode, owner, opaque: creation.opaque, acl: acl.clone() };
+                // Its way to its place changes its attributes.
+                self.make_elsewhere(&open, name, &plan, onto).map(|file| (file, None))
             }
         };
+        let mut creation = plan(whole && upper.tries_to_create_as(owner), whiteout);
+        let mut shown = show(creation);
+        if !surely && creation.placement == Placement::AtOnce && shown.as_ref().is_err_and(|e| e.errno == EACCES) {
+            // The daemon reaches the directory, but the owner does not.
+            creation = plan(false, whiteout);
+            shown = show(creation);
+        }
+        let ((file, attr), Creation { opaque, uncover, .. }) = (shown?, creation);
 
         self.touch(parent, &mut parent.state.lock());
         let own = is_dir.then(|| self.stack.child(&to, name));
         let mut content = own.map(|own| Dir { opaque, unsynced: opaque, ..Dir::empty(Some(own)) });
-        let names = self.read_dir(parent, &mut dir)?;
+        let names = self.read_dir_at(parent, &mut dir, name)?;
         let slot = names.entry(name);
         slot.upper = Some(Upper { kind: new.kind(), ino: None });
         slot.whiteout = uncover && !self.uncover(&to, name, content.as_mut());
+        // A directory that gets a mark has other attributes then.
+        let attr = attr.filter(|_| !(uncover && is_dir)).map(|attr| self.stack.mark(&to, attr));
         let place = ObjectName { parent: parent.clone(), name: name.into(), dir: to.clone() };
         let marked = Some(Fixed::default());
-        let state = State { has_data: true, newborn: true, marked, ..State::at(place, true, None) };
+        let lacks_capability = upper.capabilities().xattrs;
+        let state = State { has_data: true, newborn: true, marked, lacks_capability, ..State::at(place, true, attr) };
         let node = Node::new(self.new_id(), new.kind(), state, content);
         slot.child = Some(node.clone());
         self.known.add_name();
@@ -223,22 +238,26 @@ impl<L: Layer> Overlay<L> {
         if dir.removed {
             return Err(Error::new(ENOENT));
         }
-        match self.read_dir(parent, dir)?.get(name) {
+        match self.read_dir_at(parent, dir, name)?.get(name) {
             Some(slot) if slot.visible().is_some() => Err(Error::new(EEXIST)),
             slot => Ok(slot.is_some_and(|slot| slot.whiteout)),
         }
     }
 
     /// Makes the object in one step.
-    fn make(&self, dir: &L::Dir, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<Option<L::File>> {
+    fn make(&self, dir: &L::Dir, name: &OsStr, new: New<'_>, mode: u32, owner: Owner) -> Result<MadeByLayer<L>> {
         let (upper, _) = self.upper()?;
-        match new {
-            New::File => return upper.create_file(dir, name, mode, owner).map(Some),
+        let attr = match new {
+            New::File => {
+                let file = upper.create_file(dir, name, mode, owner)?;
+                let attr = upper.attr_of_new(&file);
+                return Ok((Some(file), attr));
+            }
             New::Dir => upper.create_dir(dir, name, mode, owner)?,
             New::Symlink(target) => upper.create_symlink(dir, name, target, owner)?,
             New::Special(kind, rdev) => upper.create_node(dir, name, kind, mode, rdev, owner)?,
-        }
-        Ok(None)
+        };
+        Ok((None, attr))
     }
 
     /// Builds the object in the work directory, then puts it in place. For a layer that cannot set
@@ -249,7 +268,7 @@ impl<L: Layer> Overlay<L> {
         let file = self.build(&open, &temp, plan)?;
         let placed = self.put((&temp, file.as_ref()), dir, name, onto);
         if placed.is_err() {
-            self.unbuild(&open, &temp, plan.new);
+            self.unbuild(&temp, plan.new);
         }
         placed.map(|()| file)
     }
@@ -264,7 +283,7 @@ impl<L: Layer> Overlay<L> {
         // later.
         let open_to_all = kind == Kind::File && plan.acl.is_none() && grants_group_no_more(plan.mode);
         let mode = if open_to_all { plan.mode } else { private };
-        let file = self.make(work, temp, plan.new, mode, upper.identity())?;
+        let (file, _) = self.make(work, temp, plan.new, mode, upper.identity())?;
         let built = (|| {
             let made = file.as_ref().map_or(Object::Entry(work, temp), Object::File);
             upper.set_owner(made, plan.owner)?;
@@ -282,15 +301,15 @@ impl<L: Layer> Overlay<L> {
             Ok(())
         })();
         if built.is_err() {
-            self.unbuild(work, temp, plan.new);
+            self.unbuild(temp, plan.new);
         }
         built.map(|()| file)
     }
 
     /// Removes an object of [`Overlay::build`] that has no use.
-    fn unbuild(&self, work: &L::Dir, temp: &OsStr, new: New<'_>) {
-        if let Some(upper) = self.stack.upper() {
-            discard_built(upper, work, temp, new.kind());
+    fn unbuild(&self, temp: &OsStr, new: New<'_>) {
+        if let Ok((_, work)) = self.upper() {
+            discard_built(&self.stack, work.dir(), temp, new.kind());
         }
     }
 

@@ -19,10 +19,11 @@ use std::sync::{Arc, Weak};
 use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
+use super::compact::CompactMap;
 use super::node::{Node, State};
 use super::work::{Work, replace_file};
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, Result, Stat, Time, read_start};
+use crate::layer::{Access, Kind, Layer, Object, Result, Stat, Time};
 use crate::sync::Lock;
 
 /// The file of the table.
@@ -39,11 +40,31 @@ const RECORD: usize = 32;
 /// The bytes of the digest, in front of the records.
 const HEADER: usize = 16;
 
+/// The number of records that are read at once.
+const PIECE: usize = 1 << 11;
+
 /// A time of the layer, and the time to show in its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(Rust, packed(4))]
 struct Pair {
-    layer: Time,
-    shown: Time,
+    layer_sec: i64,
+    shown_sec: i64,
+    layer_nsec: u32,
+    shown_nsec: u32,
+}
+
+impl Pair {
+    fn new(layer: Time, shown: Time) -> Self {
+        Pair { layer_sec: layer.sec, shown_sec: shown.sec, layer_nsec: layer.nsec, shown_nsec: shown.nsec }
+    }
+
+    fn layer(self) -> Time {
+        Time { sec: self.layer_sec, nsec: self.layer_nsec }
+    }
+
+    fn shown(self) -> Time {
+        Time { sec: self.shown_sec, nsec: self.shown_nsec }
+    }
 }
 
 /// The pairs, by shown inode number: a half for the latest ones, and the half from before. The old
@@ -51,25 +72,25 @@ struct Pair {
 #[derive(Default)]
 struct Table {
     young: HashMap<u64, Pair>,
-    old: HashMap<u64, Pair>,
+    old: CompactMap<u64, Pair>,
     /// Whether the table differs from the file in the work directory.
     changed: bool,
 }
 
 impl Table {
-    fn get(&self, ino: u64) -> Option<&Pair> {
-        self.young.get(&ino).or_else(|| self.old.get(&ino))
+    fn get(&self, ino: u64) -> Option<Pair> {
+        self.young.get(&ino).copied().or_else(|| self.old.get(ino))
     }
 
     fn insert(&mut self, ino: u64, pair: Pair) {
         if self.young.len() >= MOST {
-            self.old = std::mem::take(&mut self.young);
+            self.old = std::mem::take(&mut self.young).into_iter().collect();
         }
         self.changed |= self.young.insert(ino, pair) != Some(pair);
     }
 
     fn remove(&mut self, ino: u64) {
-        self.changed |= self.young.remove(&ino).is_some() | self.old.remove(&ino).is_some();
+        self.changed |= self.young.remove(&ino).is_some() | self.old.remove(ino).is_some();
     }
 }
 
@@ -81,25 +102,36 @@ impl Ctimes {
     /// Reads the table that the last mount left in the work directory `dir`. A damaged table counts
     /// as empty.
     pub fn open<L: Layer>(upper: &L, dir: &L::Dir) -> Self {
-        let read = || -> Result<Vec<u8>> {
+        let ctimes = Self::default();
+        ctimes.read(upper, dir);
+        ctimes
+    }
+
+    /// Adds the table in the work directory `dir`, which is newer than those that were added
+    /// before.
+    pub fn read<L: Layer>(&self, upper: &L, dir: &L::Dir) {
+        let read = || {
             let file = upper.open_file(dir, OsStr::new(CTIMES), Access::Read)?;
             let size = upper.stat(Object::File(&file))?.size;
-            let room = usize::try_from(size).ok().filter(|size| *size <= HEADER + 3 * MOST * RECORD);
-            read_start(upper, &file, room.ok_or(Error::new(EIO))?)
+            read_table(size, &mut |bytes, at| upper.read_at(&file, bytes, at))
         };
-        let old = match read() {
-            Ok(bytes) => from_bytes(&bytes).unwrap_or_default(),
-            Err(error) => {
-                if error.errno != ENOENT {
-                    log::warn!(
-                        "cannot read the times of last change of status of earlier mounts, files show those of the \
-                         layer: {error}"
-                    );
+        match read() {
+            Ok(read) => {
+                let (mut table, mut read) = (self.0.lock(), read.unwrap_or_default());
+                if table.old.is_empty() {
+                    table.old = read;
+                } else {
+                    for (ino, pair) in read.sorted() {
+                        table.old.insert(ino, pair);
+                    }
                 }
-                HashMap::new()
             }
-        };
-        Ctimes(Lock::new(Table { old, ..Table::default() }))
+            Err(error) if error.errno == ENOENT => {}
+            Err(error) => log::warn!(
+                "cannot read the times of last change of status of earlier mounts, files show those of the layer: \
+                 {error}"
+            ),
+        }
     }
 
     /// Writes the table to the work directory for the next mount, if it has changed.
@@ -109,7 +141,7 @@ impl Ctimes {
             if !std::mem::take(&mut table.changed) {
                 return Ok(());
             }
-            to_bytes(&table)
+            to_bytes(&mut table)
         };
         let saved = Self::write(upper, dir, &bytes);
         if saved.is_err() {
@@ -132,7 +164,7 @@ impl Ctimes {
     /// Returns the time that an object shows if its layer has the time `layer`.
     pub fn shown(&self, ino: u64, layer: Time) -> Time {
         let table = self.0.lock();
-        table.get(ino).filter(|pair| pair.layer == layer).map_or(layer, |pair| pair.shown)
+        table.get(ino).filter(|pair| pair.layer() == layer).map_or(layer, Pair::shown)
     }
 
     /// Records that a change which is not to show moved the layer's time of an object from `before`
@@ -146,18 +178,19 @@ impl Ctimes {
         let mut table = self.0.lock();
         match layer == shown {
             true => table.remove(ino),
-            false => table.insert(ino, Pair { layer, shown }),
+            false => table.insert(ino, Pair::new(layer, shown)),
         }
     }
 }
 
 /// Returns the bytes of the file.
-fn to_bytes(table: &Table) -> Vec<u8> {
-    let mut bytes = vec![0; HEADER];
-    let old = table.old.iter().filter(|(ino, _)| !table.young.contains_key(ino));
-    for (ino, Pair { layer, shown }) in table.young.iter().chain(old) {
-        let nanos = u64::from(layer.nsec) << 32 | u64::from(shown.nsec);
-        for word in [*ino, layer.sec as u64, shown.sec as u64, nanos] {
+fn to_bytes(Table { young, old, .. }: &mut Table) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + (young.len() + old.len()) * RECORD);
+    bytes.resize(HEADER, 0);
+    let old = old.sorted().filter(|(ino, _)| !young.contains_key(ino));
+    for (ino, pair) in young.iter().map(|(ino, pair)| (*ino, *pair)).chain(old) {
+        let nanos = u64::from(pair.layer_nsec) << 32 | u64::from(pair.shown_nsec);
+        for word in [ino, pair.layer_sec as u64, pair.shown_sec as u64, nanos] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
     }
@@ -166,19 +199,37 @@ fn to_bytes(table: &Table) -> Vec<u8> {
     bytes
 }
 
-/// Returns None if the bytes are damaged.
-fn from_bytes(bytes: &[u8]) -> Option<HashMap<u64, Pair>> {
-    let (digest, records) = bytes.split_at_checked(HEADER)?;
-    if digest != format::fnv1a(records).to_le_bytes() || records.len() % RECORD != 0 {
-        return None;
+/// Reads a file of `size` bytes with `read_at`, in pieces. Returns None if it is damaged.
+fn read_table(
+    size: u64,
+    read_at: &mut dyn FnMut(&mut [u8], u64) -> Result<usize>,
+) -> Result<Option<CompactMap<u64, Pair>>> {
+    if size > (HEADER + 3 * MOST * RECORD) as u64 {
+        return Err(Error::new(EIO));
     }
-    let record = |bytes: &[u8]| {
-        let word = |at: usize| bytes[at..].iter().take(8).rfold(0, |number, byte| number << 8 | u64::from(*byte));
-        let time = |sec, nsec: u64| Time { sec: word(sec) as i64, nsec: (nsec & 0xffff_ffff) as u32 };
-        let pair = Pair { layer: time(8, word(24) >> 32), shown: time(16, word(24)) };
-        (word(0), pair)
-    };
-    Some(records.chunks_exact(RECORD).map(record).collect())
+    let (mut header, mut piece) = ([0; HEADER], vec![0; PIECE * RECORD]);
+    let (mut table, mut digest) = (CompactMap::default(), format::FNV1A_OF_NOTHING);
+    let mut at = read_at(&mut header, 0)? as u64;
+    loop {
+        let read = read_at(&mut piece, at)?;
+        at += read as u64;
+        digest = format::fnv1a_behind(digest, &piece[..read]);
+        for (ino, pair) in piece[..read].chunks(RECORD).filter_map(record) {
+            table.insert(ino, pair);
+        }
+        if read < piece.len() || at >= size {
+            let is_whole = at >= HEADER as u64 && (at - HEADER as u64).is_multiple_of(RECORD as u64);
+            return Ok((is_whole && header == digest.to_le_bytes()).then_some(table));
+        }
+    }
+}
+
+/// Returns the record in these bytes, if they are all of one.
+fn record(bytes: &[u8]) -> Option<(u64, Pair)> {
+    let words: Vec<_> = bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes)).collect();
+    let [ino, layer, shown, nanos] = words[..] else { return None };
+    let time = |sec, nsec: u64| Time { sec: sec as i64, nsec: (nsec & 0xffff_ffff) as u32 };
+    Some((ino, Pair::new(time(layer, nanos >> 32), time(shown, nanos))))
 }
 
 impl<L: Layer> Overlay<L> {
@@ -199,6 +250,17 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn touch(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
         let ctime = if self.is_dated_by_front_end(node) { self.shown_ctime(state) } else { None };
         self.touch_as(node, state, ctime);
+    }
+
+    /// Does the same as [`Overlay::touch`], for a change of names, owner, mode or times alone that
+    /// the state already has.
+    pub(super) fn redate(&self, node: &Arc<Node<L>>, state: &mut State<L>) {
+        if node.kind() == Kind::Dir {
+            return self.touch(node, state);
+        }
+        let ctime = if self.is_dated_by_front_end(node) { self.shown_ctime(state) } else { None };
+        state.freshness.redate();
+        self.date(node, state, ctime);
     }
 
     /// Marks an object that changed in its layer, where the change is not to show.
@@ -310,15 +372,24 @@ mod tests {
         ctimes.keep(u64::MAX, at(1 << 40, 0), at(5, 0));
         ctimes.keep(8, at(5, 5), at(5, 4));
         ctimes.keep(8, at(5, 6), at(5, 6));
-        let bytes = to_bytes(&ctimes.0.lock());
-        let table = Table { old: from_bytes(&bytes).unwrap(), ..Table::default() };
+        let bytes = to_bytes(&mut ctimes.0.lock());
+        let parsed = |bytes: &[u8]| {
+            let read_at = &mut |to: &mut [u8], at: u64| {
+                let rest = bytes.get(at as usize..).unwrap_or_default();
+                let length = rest.len().min(to.len());
+                to[..length].copy_from_slice(&rest[..length]);
+                Ok(length)
+            };
+            read_table(bytes.len() as u64, read_at).unwrap()
+        };
+        let table = Table { old: parsed(&bytes).unwrap(), ..Table::default() };
         let read = Ctimes(Lock::new(table));
         assert_eq!(read.shown(7, at(-5, 999_999_999)), at(-6, 1));
         assert_eq!(read.shown(u64::MAX, at(1 << 40, 0)), at(5, 0));
         assert_eq!(read.shown(7, at(-5, 0)), at(-5, 0), "it has changed since");
         assert_eq!(read.shown(8, at(5, 5)), at(5, 5), "forgotten");
         for length in [0, 15, bytes.len() - 1, bytes.len() - RECORD] {
-            assert_eq!(from_bytes(&bytes[..length]), None, "{length}");
+            assert!(parsed(&bytes[..length]).is_none(), "{length}");
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! Each step is a copy-up, or changes nothing that the merged tree shows.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use crate::errno::{ENODATA, ENOENT};
@@ -25,69 +25,73 @@ impl<L: Layer> Overlay<L> {
     ///
     /// An error of `each`. Others of the layers.
     pub fn dereference(&self, each: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let mut dirs = vec![self.root().clone()];
-        while let Some(dir) = dirs.pop() {
-            if self.is_redirected(&dir)? {
-                self.copy_up_all(&dir, each)?;
+        self.each_dir(self.root(), &mut |_, dir| {
+            if self.is_redirected(dir)? {
+                self.copy_up_all(dir, each)?;
                 // The mark must not survive a crash without them.
                 self.sync_upper()?;
-                self.make_opaque(&dir)?;
+                self.make_opaque(dir)?;
             }
-            for (name, kind) in self.shown_names(&dir)? {
-                if kind == Kind::Dir && self.shown_place(&dir, &name)?.0 {
-                    dirs.push(self.lookup(&dir, &name)?);
+            let mut inside = Vec::new();
+            self.each_shown(dir, &mut |name, kind| {
+                if kind == Kind::Dir && self.shown_place(dir, name)?.0 {
+                    inside.push(name.clone());
                 }
-            }
-        }
-        Ok(())
+                Ok(())
+            })?;
+            Ok(inside)
+        })
     }
 
     /// Whether a directory of the upper layer has a redirect that counts.
     fn is_redirected(&self, node: &Arc<Node<L>>) -> Result<bool> {
         let _tree = self.tree.read();
         let mut dir = node.dir()?;
-        self.read_dir(node, &mut dir)?;
+        self.read_some(node, &mut dir)?;
         Ok(dir.redirect.is_some() && !dir.opaque)
     }
 
     /// Gives the upper layer each name in a directory of it.
     fn copy_up_all(&self, top: &Arc<Node<L>>, each: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let mut dirs = vec![top.clone()];
-        while let Some(dir) = dirs.pop() {
-            self.upper_dir(&dir)?;
-            for (name, kind) in self.shown_names(&dir)? {
+        self.each_dir(top, &mut |_, dir| {
+            self.upper_dir(dir)?;
+            let mut inside = Vec::new();
+            self.each_shown(dir, &mut |name, kind| {
                 each()?;
-                let node = self.lookup(&dir, &name)?;
                 if kind == Kind::Dir {
-                    dirs.push(node);
-                    continue;
+                    inside.push(name.clone());
+                    return Ok(());
                 }
+                let node = self.lookup(dir, name)?;
                 drop(self.begin_copy_up(&node, u64::MAX, For::Flags)?);
                 self.complete(&node)?;
+                self.release(node);
                 // The copy may have another name of the file only.
-                if !self.shown_place(&dir, &name)?.0 {
-                    self.link_from_copy(&dir, &name)?;
+                if !self.shown_place(dir, name)?.0 {
+                    self.link_from_copy(dir, name)?;
                 }
-            }
-        }
-        Ok(())
+                Ok(())
+            })?;
+            Ok(inside)
+        })
     }
 
     /// Replaces the redirects of a directory and of those below it by opaque marks, and removes the
     /// whiteouts, which hide nothing any more. The upper layer has everything that the directory
     /// shows.
     fn make_opaque(&self, top: &Arc<Node<L>>) -> Result<()> {
-        let mut dirs = vec![top.clone()];
-        while let Some(node) = dirs.pop() {
-            if self.is_redirected(&node)? {
-                self.exchange_marks(&node)?;
+        self.each_dir(top, &mut |_, node| {
+            if self.is_redirected(node)? {
+                self.exchange_marks(node)?;
             }
-            self.forget_lowers(&node)?;
-            for (name, _) in self.shown_names(&node)?.iter().filter(|(_, kind)| *kind == Kind::Dir) {
-                dirs.push(self.lookup(&node, name)?);
-            }
-        }
-        Ok(())
+            self.forget_lowers(node)?;
+            let mut inside = Vec::new();
+            self.each_shown(node, &mut |name, kind| {
+                inside.extend((kind == Kind::Dir).then(|| name.clone()));
+                Ok(())
+            })?;
+            Ok(inside)
+        })
     }
 
     /// Gives a directory the opaque mark, and takes its redirect.
@@ -109,14 +113,21 @@ impl<L: Layer> Overlay<L> {
         let own = self.upper_dir(node)?;
         let _tree = self.tree.write();
         let mut dir = node.dir()?;
-        let slots = self.read_dir(node, &mut dir)?.slots_mut();
-        let hidden: Vec<_> = slots.filter(|slot| slot.whiteout).map(|slot| slot.name.clone()).collect();
+        let mut next = Some(OsString::new());
+        while let Some(from) = next {
+            let names = self.read_dir_from(node, &mut dir, &from)?;
+            let hidden: Vec<_> =
+                names.of_run(&from).filter(|slot| slot.whiteout).map(|slot| slot.name.clone()).collect();
+            next = names.run().to.clone();
+            if !hidden.is_empty() {
+                self.keeping_times(node, &own, |_| {
+                    hidden.iter().try_for_each(|name| self.remove_whiteout(&own, name))
+                })?;
+            }
+        }
         dir.names = None;
         dir.lowers.clear();
-        if hidden.is_empty() {
-            return Ok(());
-        }
-        self.keeping_times(node, &own, |_| hidden.iter().try_for_each(|name| self.remove_whiteout(&own, name)))
+        Ok(())
     }
 
     /// Removes the redirect of a directory of the upper layer.

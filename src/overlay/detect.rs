@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use crate::errno::{EEXIST, EINVAL, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, Error};
 
-use super::stack::Stack;
-use super::work::{Refused, TRIAL, TRIAL_MARKER};
+use super::stack::{LayerDir, Stack};
+use super::work::{Refused, TRIAL, TRIAL_MARKER, Work};
 use crate::format::attribute::names;
 use crate::format::kernel::{self, Namespace};
 use crate::format::{self, Format, Meaning, Wanted};
@@ -77,6 +77,7 @@ impl KnownFormat {
             return Ok(self);
         }
         let name = OsStr::new(TRIAL_MARKER);
+        // fuse-overlayfs refuses the name to open(2) alone.
         match upper.create_file(work, name, 0o600, upper.identity()) {
             Err(error) if error.errno == EINVAL => match wanted {
                 None if attempt(upper, work, None).is_ok() => {
@@ -122,7 +123,7 @@ pub fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> 
     }
     let [from, to] = TRIAL.map(OsStr::new);
     for name in [from, to] {
-        drop(upper.create_file(work, name, 0o600, upper.identity())?);
+        upper.create_empty(work, name)?;
     }
     let mark = |namespace: Namespace| {
         let (name, value) = kernel::OPAQUE;
@@ -155,12 +156,26 @@ pub fn attempt<L: Layer>(upper: &L, work: &L::Dir, known: Option<Namespace>) -> 
 
 /// Returns the namespace of the kernel's attributes at the root of the upper layer.
 pub fn namespace<L: Layer>(stack: &Stack<L>) -> Result<Option<Namespace>> {
-    let Some(root) = stack.upper_root() else { return Ok(None) };
-    let upper = stack.layer(root);
-    if !upper.capabilities().xattrs {
+    stack.upper_root().map_or(Ok(None), |root| namespace_at(stack, root))
+}
+
+/// Returns the format of the upper layers of a stack. `work` is that of the one that is written to.
+/// Without it, the `frozen` topmost layers are upper ones that are only read.
+pub fn format_of<L: Layer>(stack: &Stack<L>, work: Option<&Work<L>>, frozen: usize) -> Result<Format> {
+    if let Some(work) = work {
+        return Ok(work.format());
+    }
+    let top = stack.lower_roots().first().filter(|_| frozen > 0);
+    let namespace = top.map(|root| namespace_at(stack, root)).transpose()?.flatten();
+    Ok(namespace.map_or(format::OCI, kernel::format))
+}
+
+fn namespace_at<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> Result<Option<Namespace>> {
+    let layer = stack.layer(root);
+    if !layer.capabilities().xattrs {
         return Ok(None);
     }
-    Ok(Namespace::of(&names(upper, Object::Dir(&*stack.open(root)?))?))
+    Ok(Namespace::of(&names(layer, Object::Dir(&*stack.open(root)?))?))
 }
 
 /// Returns the path of a file in the upper layer that has a meaning only in an OCI image layer.

@@ -20,6 +20,7 @@ impl<L: Layer> Overlay<L> {
     ///
     /// Those of the upper layer.
     pub fn sign(&self, holder: &Holder) -> Result<()> {
+        *self.holder.lock() = Some(holder.clone());
         match &self.work {
             Some(work) if !self.retired.load(Ordering::Acquire) => work.sign(&self.stack, holder),
             _ => Ok(()),
@@ -100,11 +101,27 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         self.close_changed();
-        self.tidy(work).and(work.release(&self.stack))
+        let tidied = self.tidy(work).and(work.release(&self.stack));
+        match &self.chain {
+            Some(chain) if !self.is_succeeded.load(Ordering::Acquire) => tidied.and(chain.dir.release()),
+            _ => tidied,
+        }
     }
 
-    /// Makes the drop of the overlay leave the layers as they are.
-    pub(super) fn give_up(&self) {
+    /// Writes down what another overlay on the same layers needs to show the same tree. Partial
+    /// copies stay as they are. The caller makes sure that no thread changes anything meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Those of the upper layer.
+    pub fn write_facts(&self) -> Result<()> {
+        self.close_changed();
+        self.work.as_ref().map_or(Ok(()), |work| self.save_ctimes(work))
+    }
+
+    /// Makes the drop of the overlay leave the layers as they are: another overlay goes on with
+    /// them.
+    pub fn give_up(&self) {
         self.retired.store(true, Ordering::Release);
     }
 

@@ -4,7 +4,8 @@
 //! looked up are nodes. The engine forgets an unused node when the front end says so
 //! ([`Overlay::release`]). Directories stay cached, which saves reading them again. The engine
 //! counts them and their names. Above a bound it evicts the oldest directories that are not in use.
-//! It can read them from the layers again.
+//! It can read them from the layers again. The directory that was read last stays: a caller that
+//! looks its names up would have it read anew for each, if it alone has more names than the bound.
 //!
 //! A file with several names is evicted one name at a time. While one of them has the node, or the
 //! node is in use, the other names find it by its number in its layer (`inode.rs`). After the last
@@ -56,8 +57,13 @@ impl<L: Layer> KnownDirs<L> {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns an upper bound of the number of cached directories and names.
+    pub fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     fn is_too_much(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > self.limit.load(Ordering::Relaxed)
+        self.count() > self.limit.load(Ordering::Relaxed)
     }
 }
 
@@ -67,7 +73,8 @@ fn size<L: Layer>(node: &Node<L>) -> usize {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Evicts directories that are not in use, the oldest first, if the cache is too large.
+    /// Evicts directories that are not in use, the oldest first, if the cache is too large. Keeps
+    /// the one that was read last.
     ///
     /// # Locks
     ///
@@ -86,9 +93,12 @@ impl<L: Layer> Overlay<L> {
         let dirs = std::mem::take(&mut *self.known.dirs.lock());
         let mut dirs: Vec<_> = dirs
             .into_iter()
+            .rev()
             .filter(|dir| dir.upgrade().is_some_and(|node| size(&node) > 0 && met.insert(node.id())))
             .collect();
+        dirs.reverse();
         let mut count: usize = dirs.iter().filter_map(Weak::upgrade).map(|node| size(&node)).sum();
+        let last = dirs.pop();
         dirs.retain(|dir| {
             let Some(node) = dir.upgrade().filter(|_| count > enough) else { return true };
             let size = size(&node);
@@ -99,7 +109,7 @@ impl<L: Layer> Overlay<L> {
             }
             !is_forgotten
         });
-        self.known.dirs.lock().extend(dirs);
+        self.known.dirs.lock().extend(dirs.into_iter().chain(last));
         self.known.count.store(count, Ordering::Relaxed);
         // Directories in use are not tried again at every call.
         let limit = if count > enough { self.known.most.max(2 * count) } else { self.known.most };
@@ -195,7 +205,7 @@ impl<L: Layer> Overlay<L> {
     /// open.
     fn discard_unnamed(&self, node: &Arc<Node<L>>) {
         let mut state = node.state.lock();
-        let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE;
+        let unused = state.handles == 0 && state.places.is_empty() && state.links == LinkCount::NONE && state.upper;
         let index_entry = state.stored.work_name().filter(|_| unused).cloned();
         if index_entry.is_some() {
             state.stored = Stored::Named;
@@ -214,6 +224,8 @@ mod tests {
     use std::ffi::OsStr;
 
     use super::*;
+    use crate::errno::ENOENT;
+    use crate::layer::counted::Method;
     use crate::layer::{OsLayer, Owner};
     use crate::overlay::{DirEntry, Layers, Settings};
 
@@ -254,6 +266,35 @@ mod tests {
         }
     }
 
+    /// No handle is open on the directory, and each of its names is released at once.
+    #[test]
+    fn a_directory_with_more_names_than_the_bound_is_read_once() {
+        const NAMES: usize = 300;
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir(place.path().join("large")).unwrap();
+        for number in 0..NAMES {
+            std::fs::write(place.path().join(format!("large/{number}")), "").unwrap();
+        }
+        let overlay = mount(&place);
+        let before = overlay.stack.top().calls().unwrap().of(Method::List);
+        for number in 0..2 * NAMES {
+            let large = overlay.lookup(overlay.root(), OsStr::new("large")).unwrap();
+            match overlay.lookup(&large, OsStr::new(&number.to_string())) {
+                Ok(node) => overlay.release(node),
+                Err(error) => assert!(error.errno == ENOENT && number >= NAMES, "{error}"),
+            }
+        }
+        let calls = overlay.stack.top().calls().unwrap().of(Method::List) - before;
+        assert!(calls <= 3, "{calls} listings");
+        // Another directory takes its place.
+        drop(make(&overlay, "other"));
+        assert!(overlay.known.count() > NAMES);
+        let other = overlay.lookup(overlay.root(), OsStr::new("other")).unwrap();
+        overlay.known.limit.store(0, Ordering::Relaxed);
+        assert!(overlay.lookup(&other, OsStr::new("missing")).is_err());
+        assert!(overlay.known.count() < NAMES);
+    }
+
     #[test]
     fn removed_directories_do_not_count_forever() {
         let place = tempfile::tempdir().unwrap();
@@ -273,7 +314,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let mut overlay = mount(&place);
         overlay.known.most = 8;
-        let dir = make(&overlay, "dir").upgrade().unwrap();
+        let [dir, other] = ["dir", "other"].map(|name| make(&overlay, name).upgrade().unwrap());
         let create = |name: &str| drop(overlay.create_dir(&dir, OsStr::new(name), 0o700, owner()).unwrap());
         (0..50).for_each(|number| create(&format!("stays{number}")));
         drop(dir);
@@ -294,6 +335,10 @@ mod tests {
             overlay.create_dir(&dir, OsStr::new(&format!("comes{round}")), 0o700, owner()).unwrap();
             let (dir, held) = (Arc::downgrade(&dir), dir);
             drop(held);
+            // The directory that was read last would stay.
+            overlay.list(&overlay.open(&other), 0, &mut |_| true).unwrap();
+            other.dir().unwrap().names = None;
+            overlay.list(&overlay.open(&other), 0, &mut |_| true).unwrap();
             // The first round evicts the names in it.
             for _ in 0..3 {
                 overlay.known.limit.store(0, Ordering::Relaxed);

@@ -41,6 +41,8 @@ pub enum Feature {
     OwnerRecords,
     /// The inode numbers that copies show: `numbers`.
     Numbers,
+    /// The layer belongs to a chain of snapshots: only a mount that knows the chain writes to it.
+    Snapshots,
 }
 
 /// The effect of a feature on a reader that does not know it. Later ones are stricter.
@@ -74,7 +76,7 @@ impl Need {
 
 impl Feature {
     /// All features, in the order of the record.
-    pub const ALL: [Feature; 8] = [
+    pub const ALL: [Feature; 9] = [
         Feature::Redirects,
         Feature::PartialCopies,
         Feature::Links,
@@ -83,6 +85,7 @@ impl Feature {
         Feature::FixedMarks,
         Feature::OwnerRecords,
         Feature::Numbers,
+        Feature::Snapshots,
     ];
 
     /// The name in the record.
@@ -96,6 +99,7 @@ impl Feature {
             Feature::FixedMarks => "fixed-marks",
             Feature::OwnerRecords => "owner-records",
             Feature::Numbers => "numbers",
+            Feature::Snapshots => "snapshots",
         }
     }
 
@@ -105,7 +109,7 @@ impl Feature {
             Feature::Redirects | Feature::PartialCopies | Feature::Links | Feature::Devices | Feature::Commit => {
                 Need::Incompatible
             }
-            Feature::FixedMarks | Feature::OwnerRecords => Need::ReadOnly,
+            Feature::FixedMarks | Feature::OwnerRecords | Feature::Snapshots => Need::ReadOnly,
             Feature::Numbers => Need::Compatible,
         }
     }
@@ -194,8 +198,9 @@ impl fmt::Display for Unknown {
     }
 }
 
-/// Refuses lower layers that a reader of this version would show wrongly. Their work directories
-/// are inside them; for an upper layer that is only read, `work` may be another one.
+/// Refuses lower layers that a reader of this version would show wrongly. The topmost ones may be
+/// upper layers that are only read; `works` are their work directories, from the bottom. The work
+/// directories of others are inside them, and so is one that is None.
 ///
 /// # Errors
 ///
@@ -203,14 +208,15 @@ impl fmt::Display for Unknown {
 /// - [`Refused::Commit`]: a commit that writes to a layer is not finished.
 pub(super) fn check_lowers<L: Layer>(
     stack: &Stack<L>,
-    work: Option<&L>,
+    works: &[Option<L>],
     commits: bool,
 ) -> std::result::Result<(), Refused> {
-    for (index, root) in stack.lower_roots().iter().enumerate() {
+    let works = works.iter().rev().map(Option::as_ref).chain(std::iter::repeat(None));
+    for (root, work) in stack.lower_roots().iter().zip(works) {
         let layer = stack.layer(root);
         let record = match work {
-            Some(work) if index == 0 => Record::read(work, &work.root()?)?,
-            _ => Record::inside(layer, &*stack.open(root)?)?,
+            Some(work) => Record::read(work, &work.root()?)?,
+            None => Record::inside(layer, &*stack.open(root)?)?,
         };
         if let Some(record) = record {
             record.check(Need::Incompatible, commits, layer.path())?;

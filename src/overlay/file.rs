@@ -4,6 +4,7 @@
 //! that needs it; copy-up replaces it. So each handle sees what any other writes, at any time.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -312,6 +313,20 @@ impl<L: Layer> Overlay<L> {
         self.use_file(handle);
         let open = self.file(&handle.node, Access::Read)?;
         self.read_at_one_moment(&handle.node, &open, || self.next_data_open(&open, from))
+    }
+
+    /// Calls `work` with the descriptor of the file that has the data of a regular file. None: no
+    /// layer has one with all of them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::read_at`].
+    pub fn with_data<T>(&self, handle: &Handle<L>, work: impl FnOnce(BorrowedFd<'_>) -> T) -> Result<Option<T>> {
+        check_file(&handle.node)?;
+        self.use_file(handle);
+        let open = self.file(&handle.node, Access::Read)?;
+        let data = self.stack.layer(&open.dir).descriptor(&open.file).filter(|_| open.from_lower.is_none());
+        Ok(data.map(work))
     }
 
     /// Reads a file that may be a partial copy.

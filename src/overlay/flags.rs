@@ -18,6 +18,7 @@ use std::sync::Arc;
 use crate::errno::{ENODATA, ENOENT, EOPNOTSUPP, EPERM, Error};
 
 use super::Overlay;
+use super::attr::Location;
 use super::copy_up::For;
 use super::features::Feature;
 use super::node::Node;
@@ -68,6 +69,15 @@ impl<L: Layer> Overlay<L> {
         // A front end that keeps times does not know of this change.
         self.touch_as(node, &mut node.state.lock(), None);
         set
+    }
+
+    /// Makes an object immutable or append-only, or neither. Other flags stay.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::set_flags`].
+    pub fn set_fixed(&self, node: &Arc<Node<L>>, fixed: Fixed) -> Result<()> {
+        self.set_flags(node, self.flags(node)? & !(IMMUTABLE | APPEND) | to_flags(fixed))
     }
 
     /// Sets the flags in `changed`, or the mark of a directory.
@@ -121,13 +131,22 @@ impl<L: Layer> Overlay<L> {
                 };
                 top.map(read).transpose()?
             }
-            Kind::File if is_upper && self.format().features().attribute_marks => {
+            Kind::File if self.format().features().attribute_marks && (is_upper || self.is_of_frozen(node)) => {
                 let reading = Reading::upper(self.format());
                 self.on_object(node, |layer, object| listing::fixed_by_attributes(layer, object, reading))?
             }
             _ => None,
         };
         Ok(*node.state.lock().marked.get_or_insert(marked.unwrap_or_default()))
+    }
+
+    /// Whether an object is in an upper layer that the overlay only reads.
+    fn is_of_frozen(&self, node: &Arc<Node<L>>) -> bool {
+        match self.location(&node.state.lock()) {
+            Location::Entry(dir, _) | Location::Root(dir) => self.is_frozen(&dir),
+            Location::File(open) => self.is_frozen(&open.dir),
+            Location::Nowhere => false,
+        }
     }
 
     /// Sets the mark of an object of the upper layer, or removes it. The caller holds the content's

@@ -6,13 +6,12 @@ use crate::layer::Time;
 /// may be out of date.
 ///
 /// ```text
-///      ┌───────────────────── change ────────────────────┐
-///      │      change_status                  change       ▼
-///    Fresh ──────────────────► FreshTimes ────────────► Stale
-///      ▲                         │    ▲                 │   │
-///      │                         │    └── keep_times ───┘   │
-///      └──────── refresh ────────┴──────────────────────────┘
+///    Fresh ── redate ──► Redated ── change_status ──► FreshTimes ── change ──► Stale
+///      ▲                    │                          │    ▲                    │
+///      │                    │                          │    └──── keep_times ────┤
+///      └────── refresh ─────┴──────────────────────────┴─────────────────────────┘
 ///
+///    change and change_status may pass over what lies between.
 ///    each of these ── begin_content ──► Content ── end_content ──► Stale
 ///    each of these ── hide ───────────► Hidden ─── end_hidden ───► Stale
 /// ```
@@ -22,6 +21,8 @@ use crate::layer::Time;
 pub(super) enum Freshness {
     /// All are current.
     Fresh,
+    /// All but the time of last change of status are current.
+    Redated,
     /// Atime and mtime are current.
     FreshTimes,
     /// Times and blocks may be out of date.
@@ -60,9 +61,17 @@ impl Freshness {
         self.become_unless_passing(Freshness::Stale);
     }
 
+    /// Records a change of the object whose effect is known, except the time of last change of
+    /// status.
+    pub fn redate(&mut self) {
+        if *self == Freshness::Fresh {
+            *self = Freshness::Redated;
+        }
+    }
+
     /// Records a change of the object that keeps atime and mtime.
     pub fn change_status(&mut self) {
-        if *self == Freshness::Fresh {
+        if matches!(self, Freshness::Fresh | Freshness::Redated) {
             *self = Freshness::FreshTimes;
         }
     }
@@ -116,22 +125,24 @@ mod tests {
 
     #[test]
     fn each_change_leaves_what_it_leaves() {
-        use Freshness::{Content, Fresh, FreshTimes, Hidden, Stale};
+        use Freshness::{Content, Fresh, FreshTimes, Hidden, Redated, Stale};
         let hidden = Hidden(Box::new(TIMES));
         let refresh = |state: &mut Freshness| {
             state.refresh();
         };
         let rows = [
-            // Before, then after refresh, change_status, change, keep_times.
-            (Fresh, [Fresh, FreshTimes, Stale, FreshTimes]),
-            (FreshTimes, [Fresh, FreshTimes, Stale, FreshTimes]),
-            (Stale, [Fresh, Stale, Stale, FreshTimes]),
-            (Content, [Content, Content, Content, Content]),
-            (hidden.clone(), [hidden.clone(), hidden.clone(), hidden.clone(), hidden]),
+            // Before, then after refresh, redate, change_status, change, keep_times.
+            (Fresh, [Fresh, Redated, FreshTimes, Stale, FreshTimes]),
+            (Redated, [Fresh, Redated, FreshTimes, Stale, FreshTimes]),
+            (FreshTimes, [Fresh, FreshTimes, FreshTimes, Stale, FreshTimes]),
+            (Stale, [Fresh, Stale, Stale, Stale, FreshTimes]),
+            (Content, [Content, Content, Content, Content, Content]),
+            (hidden.clone(), std::array::from_fn(|_| hidden.clone())),
         ];
         for (before, expected) in rows {
             let found = [
                 after(before.clone(), refresh),
+                after(before.clone(), Freshness::redate),
                 after(before.clone(), Freshness::change_status),
                 after(before.clone(), Freshness::change),
                 after(before.clone(), Freshness::keep_times),

@@ -2,8 +2,11 @@
 //!
 //! The lock alone keeps other overlays out. The record is for the message, so it is not synced. The
 //! next overlay replaces the record of a killed one.
+//!
+//! On a filesystem that other hosts use, the lock of the layer may exclude only this host. There a
+//! file of the work directory is locked too.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -14,6 +17,10 @@ use crate::layer::{Layer, Result};
 /// The name of the record. The sweep at mount removes it with objects under construction. The
 /// record of a killed overlay is no damage.
 pub const RECORD: &str = "tmp.holder";
+
+/// The name of the file whose lock excludes overlays on other hosts. The sweep at mount keeps it,
+/// since an overlay on another host may hold it. It is no damage.
+pub const LOCK: &str = "tmp.lock";
 
 /// The length up to which a record is read: a process, a word and a path.
 pub(super) const RECORD_MAX: usize = 8192;
@@ -62,7 +69,18 @@ impl Holder {
 /// Locks a layer. Returns false if another overlay holds it. Logs a warning if the filesystem has
 /// no locks: nothing keeps other overlays out then.
 pub fn hold<L: Layer>(layer: &L) -> Result<bool> {
-    match layer.hold() {
+    is_held(layer.hold())
+}
+
+/// Does the same as [`hold`] against overlays on other hosts, by a file of the work directory
+/// `work`, where the lock of the layer does not exclude them. `layer` is that of the work
+/// directory.
+pub fn hold_on_all_hosts<L: Layer>(layer: &L, work: &L::Dir) -> Result<bool> {
+    if layer.capabilities().shared { is_held(layer.hold_by(work, OsStr::new(LOCK))) } else { Ok(true) }
+}
+
+fn is_held(locked: Result<()>) -> Result<bool> {
+    match locked {
         Err(error) if error.errno == EWOULDBLOCK => Ok(false),
         Err(error) if error.errno == EOPNOTSUPP => {
             log::warn!(

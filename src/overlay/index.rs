@@ -10,7 +10,6 @@
 //!
 //! The locks here are leaves.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +17,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
+use super::claims::{Claim, Claims};
+use super::compact::CompactMap;
 use super::ctime::{CTIMES, Ctimes};
 use super::features::Feature;
-use super::inode::{Claim, Claims};
-use super::node::LinkCount;
+use super::node::{LayerEntry, LinkCount};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
 use crate::format;
-use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, read_start, write_all};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
 
 /// The file with the records.
@@ -36,6 +36,8 @@ const NEW_NUMBERS: &str = "tmp.numbers";
 const LINK: &str = "link.";
 /// The number of obsolete records above which the file is written anew.
 const DEAD_MAX: usize = 64;
+/// The number of records that are read or written at once.
+const PIECE: usize = 4096;
 
 /// Identifies a file of a lower layer over mounts: a digest of all attributes that stay the same
 /// while nothing changes the file.
@@ -56,24 +58,27 @@ struct Unsynced {
     /// The number of appends so far.
     written: u64,
     /// For the inode number of a copy: the value of `written` after its last record.
-    copies: HashMap<u64, u64>,
+    copies: CompactMap<u64, u64>,
 }
 
 #[derive(Default)]
 struct Links {
-    copies: HashMap<Origin, Kept>,
+    copies: CompactMap<Origin, Kept>,
     /// The keys of `copies`, by the inode number of the copy.
-    origins: HashMap<u64, Origin>,
-    /// The inode numbers of the originals, of all layers together.
-    lower_inos: HashSet<u64>,
+    origins: CompactMap<u64, Origin>,
+    /// The ends of the inode numbers of the originals, of all layers together.
+    lower_inos: CompactMap<u32, ()>,
     /// For each lower file, the number of its names that are hidden or are links to the copy.
-    hidden: HashMap<Origin, u32>,
+    hidden: CompactMap<Origin, u32>,
 }
 
-/// A copy of a lower file with several names.
+/// A copy of a lower file with several names. Its index entry has the name [`link_name`].
+#[derive(Clone, Copy)]
 struct Kept {
-    /// The name of its index entry.
-    name: OsString,
+    /// The work directory with its index entry, in [`Overlay::works`].
+    at: u32,
+    /// The inode number of the original.
+    ino: u64,
     /// The number of names that the original has in its layer.
     names: u32,
     /// The inode number of the copy.
@@ -84,8 +89,8 @@ struct Kept {
 pub struct Linked {
     /// The attributes of the copy if there is one, else those of the object.
     pub attr: Stat,
-    /// The name of the copy's index entry.
-    pub index_entry: Option<OsString>,
+    /// The copy's index entry: its work directory in [`Overlay::works`], and its name.
+    pub index_entry: Option<(usize, OsString)>,
     pub origin: Option<Origin>,
     pub links: LinkCount,
 }
@@ -97,8 +102,9 @@ pub enum Record {
     /// The first record: the inode numbers of the work directory and of the file. They differ from
     /// the real ones in a copy of the directory.
     Head { dir: u64, file: u64 },
-    /// The copy with the inode number `copy` shows `number`. It existed at `time`.
-    Number { copy: u64, number: u64, time: Time },
+    /// The copy with the inode number `copy` shows `number`. It existed at `time`. `generation` is
+    /// that of an original in a frozen layer.
+    Number { copy: u64, number: u64, time: Time, generation: u32 },
     /// The copy no longer exists.
     Gone { copy: u64, number: u64 },
     /// The number of names of a lower file that are hidden or are links to the copy. 0 cancels
@@ -112,7 +118,9 @@ impl Record {
     fn to_bytes(self) -> [u8; Self::SIZE] {
         let words = match self {
             Record::Head { dir, file } => [0, dir, file, 0, 0],
-            Record::Number { copy, number, time } => [1, copy, number, time.sec as u64, time.nsec.into()],
+            Record::Number { copy, number, time, generation } => {
+                [1, copy, number, time.sec as u64, u64::from(generation) << 32 | u64::from(time.nsec)]
+            }
             Record::Gone { copy, number } => [2, copy, number, 0, 0],
             Record::Hidden { origin, names } => [3, (origin >> 64) as u64, origin as u64, names.into(), 0],
         };
@@ -134,7 +142,10 @@ impl Record {
         }
         match what {
             0 => Some(Record::Head { dir: a, file: b }),
-            1 => Some(Record::Number { copy: a, number: b, time: Time { sec: c as i64, nsec: d.try_into().ok()? } }),
+            1 => {
+                let time = Time { sec: c as i64, nsec: d as u32 };
+                Some(Record::Number { copy: a, number: b, time, generation: (d >> 32) as u32 })
+            }
             2 => Some(Record::Gone { copy: a, number: b }),
             3 => Some(Record::Hidden { origin: u128::from(a) << 64 | u128::from(b), names: c.try_into().ok()? }),
             _ => None,
@@ -155,28 +166,60 @@ enum Numbers<L: Layer> {
 /// The state that all records together describe.
 #[derive(Default)]
 struct RecordsRead {
-    claims: Claims,
-    hidden: HashMap<Origin, u32>,
+    claims: CompactMap<u64, Claim>,
+    /// The generations in the records, by the number that the copy shows.
+    generations: CompactMap<u64, u32>,
+    /// The last copy with each number. None in the first layer: only several have two copies with
+    /// one number.
+    copies: Option<CompactMap<u64, u64>>,
+    hidden: CompactMap<Origin, u32>,
 }
 
 impl RecordsRead {
+    /// Prepares for the records of a layer above those that were read.
+    fn go_up(&mut self) {
+        let RecordsRead { claims, copies, .. } = self;
+        copies.get_or_insert_with(|| claims.sorted().map(|(copy, claim)| (claim.number, copy)).collect());
+    }
+
     fn add(&mut self, record: Record) {
         match record {
             Record::Head { .. } => {}
-            Record::Number { copy, number, time } => drop(self.claims.insert(copy, Claim { number, time })),
-            // A later copy may already have the same inode number. Its record stays.
-            Record::Gone { copy, number } => {
-                if self.claims.get(&copy).is_some_and(|claim| claim.number == number) {
-                    self.claims.remove(&copy);
+            Record::Number { copy, number, time, generation } => {
+                // A later copy of the same object, in a layer above, takes the number over.
+                if let Some(before) = self.copies.as_mut().and_then(|copies| copies.insert(number, copy))
+                    && before != copy
+                    && self.claims.get(before).is_some_and(|claim| claim.number == number)
+                {
+                    self.claims.remove(before);
+                }
+                self.claims.insert(copy, Claim::new(number, time));
+                if generation != 0 {
+                    self.generations.insert(number, generation);
                 }
             }
-            Record::Hidden { origin, names: 0 } => drop(self.hidden.remove(&origin)),
+            // A later copy may already have the same inode number. Its record stays.
+            Record::Gone { copy, number } => {
+                if self.claims.get(copy).is_some_and(|claim| claim.number == number) {
+                    self.claims.remove(copy);
+                    self.generations.remove(number);
+                }
+            }
+            Record::Hidden { origin, names: 0 } => drop(self.hidden.remove(origin)),
             // Two threads may have written their records in reverse order. The larger count is the
             // later one.
             Record::Hidden { origin, names } => {
-                let known = self.hidden.entry(origin).or_default();
-                *known = names.max(*known);
+                let known = self.hidden.get(origin).unwrap_or(0);
+                self.hidden.insert(origin, names.max(known));
             }
+        }
+    }
+
+    /// Drops all counts of hidden names but these.
+    fn hide_only(&mut self, hidden: Vec<(Origin, u32)>) {
+        self.hidden.clear();
+        for (origin, names) in hidden {
+            self.hidden.insert(origin, names);
         }
     }
 
@@ -184,11 +227,15 @@ impl RecordsRead {
         self.claims.len() + self.hidden.len()
     }
 
-    fn records(&self) -> impl Iterator<Item = Record> {
-        let numbers = self.claims.iter();
-        let numbers =
-            numbers.map(|(copy, Claim { number, time })| Record::Number { copy: *copy, number: *number, time: *time });
-        numbers.chain(self.hidden.iter().map(|(origin, names)| Record::Hidden { origin: *origin, names: *names }))
+    fn records(&mut self) -> impl Iterator<Item = Record> {
+        let generations = &self.generations;
+        let numbers = self.claims.sorted().map(|(copy, claim)| Record::Number {
+            copy,
+            number: claim.number,
+            time: claim.time(),
+            generation: generations.get(claim.number).unwrap_or(0),
+        });
+        numbers.chain(self.hidden.sorted().map(|(origin, names)| Record::Hidden { origin, names }))
     }
 }
 
@@ -210,14 +257,33 @@ pub fn is_link(name: &OsStr) -> bool {
     parse_link(name).is_some()
 }
 
-/// Parses the name of an index entry: the original's inode number, its origin and its number of
-/// names.
-fn parse_link(name: &OsStr) -> Option<(u64, Origin, u32)> {
+/// The facts that the name of an index entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(Rust, packed(8))]
+pub struct IndexEntry {
+    /// The inode number of the original.
+    ino: u64,
+    /// The original.
+    pub origin: Origin,
+    /// The number of names that the original has in its layer.
+    names: u32,
+}
+
+impl IndexEntry {
+    /// Returns the name.
+    pub fn name(&self) -> OsString {
+        link_name(self.ino, self.origin, self.names)
+    }
+}
+
+/// Parses the name of an index entry.
+fn parse_link(name: &OsStr) -> Option<IndexEntry> {
     let mut parts = name.to_str()?.strip_prefix(LINK)?.split('.');
     let ino = u64::from_str_radix(parts.next()?, 16).ok()?;
     let origin = u128::from_str_radix(parts.next()?, 16).ok()?;
     let names = u32::from_str_radix(parts.next()?, 16).ok()?;
-    parts.next().is_none().then_some((ino, origin, names))
+    // The engine computes the name from the three again.
+    Some(IndexEntry { ino, origin, names }).filter(|entry| entry.name() == name)
 }
 
 fn link_name(ino: u64, origin: Origin, names: u32) -> OsString {
@@ -242,6 +308,7 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
         mtime,
         ctime,
         fixed: _,
+        generation: _,
     } = *stat;
     let of_layer = [stack.level(dir) as u64, stack.root_ino(dir)];
     let of_file = [ino, kind as u64, mode.into(), nlink.into(), uid.into(), gid.into(), rdev, size];
@@ -250,41 +317,79 @@ pub fn origin<L: Layer>(stack: &Stack<L>, dir: &LayerDir<L>, stat: &Stat) -> Ori
     format::fnv1a(&words.flat_map(u64::to_le_bytes).collect::<Vec<_>>())
 }
 
+/// The facts of work directories that are only read, from the bottom.
+#[derive(Default)]
+pub struct Known {
+    links: Links,
+    records: RecordsRead,
+    /// The number of these directories.
+    count: u32,
+}
+
+impl Known {
+    /// Adds the facts in the work directory `dir`, without a change to it.
+    pub fn read<L: Layer>(&mut self, upper: &L, dir: &L::Dir, same_lowers: bool) -> Result<()> {
+        upper.list(dir, &mut |entry| {
+            if let Some(link) = parse_link(entry.name) {
+                self.links.add(link, self.count, entry.ino);
+            }
+        })?;
+        let head = upper.stat(Object::Dir(dir))?.ino;
+        let below = self.records.hidden.sorted().collect();
+        if self.count > 0 {
+            self.records.go_up();
+        }
+        read_numbers(upper, dir, Access::Read, head, &mut self.records)?;
+        if !same_lowers {
+            self.records.hide_only(below);
+        }
+        self.count += 1;
+        Ok(())
+    }
+}
+
 impl<L: Layer> Index<L> {
-    /// Reads the index from the work directory `dir`. Also returns the inode numbers that copies
-    /// had.
+    /// Reads the index from the work directory `dir`, which is above those of `below`. Also returns
+    /// the inode numbers that copies had.
     ///
     /// The function drops records that it cannot read. Without `same_lowers` it drops the counts of
     /// hidden names too, since other lower layers may show these again. It tells `ctimes` about
     /// each copy that it changes.
-    pub fn open(upper: &L, dir: &L::Dir, volatile: bool, same_lowers: bool, ctimes: &Ctimes) -> Result<(Self, Claims)> {
-        let mut links = Links::default();
-        let mut found = Vec::new();
-        upper.list(dir, &mut |entry| {
-            if let Some(link) = parse_link(entry.name) {
-                found.push((entry.name.to_owned(), entry.kind, entry.ino, link));
-            }
-        })?;
+    pub fn open(
+        upper: &L,
+        dir: &L::Dir,
+        below: Known,
+        volatile: bool,
+        same_lowers: bool,
+        ctimes: &Ctimes,
+    ) -> Result<(Self, Claims)> {
+        let Known { mut links, records: mut known, count: at } = below;
         let head = upper.stat(Object::Dir(dir))?.ino;
-        let mut known = RecordsRead::default();
+        let hidden_below: Vec<_> = known.hidden.sorted().collect();
+        if at > 0 {
+            known.go_up();
+        }
         let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
             log::warn!("cannot read the inode numbers of earlier mounts, so files may show new ones: {error}");
             Numbers::Damaged
         });
-        let is_right = same_lowers || known.hidden.is_empty();
+        let is_right = same_lowers || known.hidden.sorted().eq(hidden_below.iter().copied());
         if !is_right {
-            known.hidden.clear();
+            known.hide_only(hidden_below);
         }
-        for (name, kind, copy, (ino, origin, names)) in found {
-            if known.hidden.get(&origin).is_some_and(|hidden| *hidden >= names) {
-                // Every name of the original is hidden or a link to the copy. The index entry has
-                // no purpose.
-                let number = known.claims.get(&copy).map(|claim| claim.number);
-                unlink_unseen(upper, dir, (&name, kind), number, ctimes)?;
-                known.hidden.remove(&origin);
-                continue;
+        let mut useless = Vec::new();
+        upper.list(dir, &mut |entry| {
+            let Some(link) = parse_link(entry.name) else { return };
+            // Every name of the original may be hidden or a link to the copy.
+            match known.hidden.get(link.origin).is_some_and(|hidden| hidden >= link.names) {
+                true => useless.push((entry.kind, entry.ino, link)),
+                false => links.add(link, at, entry.ino),
             }
-            links.add(ino, origin, Kept { name, names, copy });
+        })?;
+        for (kind, copy, link) in useless {
+            let number = known.claims.get(copy).map(|claim| claim.number);
+            unlink_unseen(upper, dir, (&link.name(), kind), number, ctimes)?;
+            known.hidden.remove(link.origin);
         }
         let written = match read {
             Numbers::Whole(file, records) if is_right && records <= 2 * known.len() + DEAD_MAX => {
@@ -293,7 +398,7 @@ impl<L: Layer> Index<L> {
                 let synced = if known.len() > 0 && !volatile { upper.sync(&file) } else { Ok(()) };
                 synced.map(|()| (file, records + 1))
             }
-            _ => write_numbers(upper, dir, head, &known, volatile).map(|file| (file, known.len() + 1)),
+            _ => write_numbers(upper, dir, head, &mut known, volatile).map(|file| (file, known.len() + 1)),
         };
         let (numbers, records) = match written {
             Ok((file, records)) => (Some(file), records),
@@ -304,7 +409,8 @@ impl<L: Layer> Index<L> {
         };
         links.hidden = known.hidden;
         let end = AtomicU64::new((records * Record::SIZE) as u64);
-        Ok((Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() }, known.claims))
+        let index = Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() };
+        Ok((index, Claims::new(known.claims, known.generations, at > 0)))
     }
 
     /// Whether the file with the numbers exists.
@@ -317,25 +423,12 @@ impl<L: Layer> Index<L> {
         !self.links.lock().copies.is_empty()
     }
 
-    /// Reads the index without a change of the work directory `dir`, for a mount that writes no
-    /// record.
-    pub fn look(upper: &L, dir: &L::Dir, same_lowers: bool) -> Result<(Self, Claims)> {
-        let mut found = Vec::new();
-        upper.list(dir, &mut |entry| {
-            found.extend(parse_link(entry.name).map(|link| (entry.name.to_owned(), entry.ino, link)));
-        })?;
-        let mut known = RecordsRead::default();
-        let head = upper.stat(Object::Dir(dir))?.ino;
-        read_numbers(upper, dir, Access::Read, head, &mut known)?;
-        let mut links = Links::default();
-        if same_lowers {
-            links.hidden = known.hidden;
-        }
-        for (name, copy, (ino, origin, names)) in found {
-            links.add(ino, origin, Kept { name, names, copy });
-        }
+    /// Makes the index of an overlay that writes no record, from the facts of its work directories.
+    pub fn of(known: Known) -> (Self, Claims) {
+        let Known { mut links, records, count } = known;
+        links.hidden = records.hidden;
         let index = Index { numbers: None, end: AtomicU64::new(0), links: Lock::new(links), unsynced: Lock::default() };
-        Ok((index, known.claims))
+        (index, Claims::new(records.claims, records.generations, count > 1))
     }
 
     /// Removes the file if it has no record but the first.
@@ -357,14 +450,16 @@ impl<L: Layer> Index<L> {
         let mut unsynced = self.unsynced.lock();
         unsynced.written += 1;
         let written = unsynced.written;
-        unsynced.copies.extend(copies.into_iter().map(|copy| (copy, written)));
+        for copy in copies {
+            unsynced.copies.insert(copy, written);
+        }
     }
 
     /// Returns the copy that `record` keeps right for the next mount, if any.
     fn copy_of(&self, record: &Record) -> Option<u64> {
         match record {
             Record::Number { copy, .. } => Some(*copy),
-            Record::Hidden { origin, .. } => self.links.lock().copies.get(origin).map(|kept| kept.copy),
+            Record::Hidden { origin, .. } => self.links.lock().copies.get(*origin).map(|kept| kept.copy),
             Record::Head { .. } | Record::Gone { .. } => None,
         }
     }
@@ -373,7 +468,7 @@ impl<L: Layer> Index<L> {
     pub fn sync(&self, upper: &L, ino: Option<u64>) -> Result<()> {
         let written = {
             let unsynced = self.unsynced.lock();
-            if ino.map_or(unsynced.copies.is_empty(), |ino| !unsynced.copies.contains_key(&ino)) {
+            if ino.map_or(unsynced.copies.is_empty(), |ino| !unsynced.copies.contains(ino)) {
                 return Ok(());
             }
             unsynced.written
@@ -381,7 +476,7 @@ impl<L: Layer> Index<L> {
         if let Some(file) = &self.numbers {
             upper.sync(file)?;
         }
-        self.unsynced.lock().copies.retain(|_, at| *at > written);
+        self.unsynced.lock().copies.retain(|_, at| at > written);
         Ok(())
     }
 
@@ -390,74 +485,108 @@ impl<L: Layer> Index<L> {
         !self.links.lock().copies.is_empty()
     }
 
+    /// Forgets all copies. Only their numbers are still recorded.
+    #[cfg(feature = "layer-tools")]
+    pub fn forget_copies(&self) {
+        *self.links.lock() = Links::default();
+    }
+
     /// Whether a lower file with this inode number may have been copied up while it had other
     /// names.
     pub fn may_be_copied(&self, ino: u64) -> bool {
-        self.links.lock().lower_inos.contains(&ino)
+        self.links.lock().lower_inos.contains(end_of(ino))
     }
 
     /// Whether a copy shows under a name that only a lower layer has.
     pub fn shows_below(&self) -> bool {
-        let links = self.links.lock();
-        links.copies.iter().any(|(origin, kept)| links.hidden.get(origin).is_none_or(|hidden| *hidden < kept.names))
+        let Links { copies, hidden, .. } = &mut *self.links.lock();
+        copies.sorted().any(|(origin, kept)| hidden.get(origin).is_none_or(|hidden| hidden < kept.names))
     }
 
     /// Counts one more name of a lower file that is hidden or a link to the copy.
     fn hide(&self, origin: Origin) -> Record {
         let mut links = self.links.lock();
-        let names = links.hidden.entry(origin).or_default();
-        *names += 1;
-        Record::Hidden { origin, names: *names }
+        let names = links.hidden.get(origin).unwrap_or(0) + 1;
+        links.hidden.insert(origin, names);
+        Record::Hidden { origin, names }
     }
 
     /// Drops the facts about a file that has lost its last name.
     fn forget(&self, origin: Origin) -> Option<Record> {
         let mut links = self.links.lock();
-        if let Some(kept) = links.copies.remove(&origin) {
-            links.origins.remove(&kept.copy);
+        if let Some(kept) = links.copies.remove(origin) {
+            links.origins.remove(kept.copy);
         }
-        links.hidden.remove(&origin).map(|_| Record::Hidden { origin, names: 0 })
+        links.hidden.remove(origin).map(|_| Record::Hidden { origin, names: 0 })
     }
 
     /// Returns the facts about the copy with the attributes `attr`.
     fn of_copy(&self, attr: &Stat) -> Option<Linked> {
         let links = self.links.lock();
-        links.linked(*links.origins.get(&attr.ino)?, *attr)
+        links.linked(links.origins.get(attr.ino)?, *attr)
     }
 
     fn of_origin(&self, origin: Origin, attr: Stat) -> Option<Linked> {
         self.links.lock().linked(origin, attr)
     }
 
-    fn copy_name(&self, origin: Origin) -> Option<OsString> {
-        self.links.lock().copies.get(&origin).map(|copy| copy.name.clone())
+    fn entry_of(&self, origin: Origin) -> Option<(usize, OsString)> {
+        self.links.lock().copies.get(origin).map(|copy| (copy.at as usize, copy.name(origin)))
+    }
+
+    /// Returns the original of a copy with this inode number, also of one that a layer above has
+    /// copied again.
+    fn origin_of(&self, copy: u64) -> Option<Origin> {
+        self.links.lock().origins.get(copy)
+    }
+
+    /// Returns the number of names to write down for a copy of `before`. That may be a copy of a
+    /// frozen layer itself, which the other names of its original show too.
+    fn names_of(&self, origin: Origin, before: &Stat) -> u32 {
+        // The index entry is no name of the file.
+        let of_frozen = |kept: Kept| kept.names.saturating_add(before.nlink.saturating_sub(1));
+        self.links.lock().copies.get(origin).map_or(before.nlink, of_frozen)
     }
 
     fn hidden(&self, origin: Origin) -> u32 {
-        self.links.lock().hidden.get(&origin).copied().unwrap_or(0)
+        self.links.lock().hidden.get(origin).unwrap_or(0)
+    }
+}
+
+impl Kept {
+    /// Returns the name of the index entry.
+    fn name(&self, origin: Origin) -> OsString {
+        link_name(self.ino, origin, self.names)
     }
 }
 
 impl Links {
-    fn add(&mut self, ino: u64, origin: Origin, kept: Kept) {
-        self.origins.insert(kept.copy, origin);
-        self.copies.insert(origin, kept);
-        self.lower_inos.insert(ino);
+    /// Adds an index entry in the work directory `at`. `copy` is its inode number.
+    fn add(&mut self, IndexEntry { ino, origin, names }: IndexEntry, at: u32, copy: u64) {
+        self.origins.insert(copy, origin);
+        self.lower_inos.insert(end_of(ino), ());
+        self.copies.insert(origin, Kept { at, ino, names, copy });
     }
 
     /// Returns the facts about the file copied from `origin`. `attr` belongs to the copy.
     fn linked(&self, origin: Origin, attr: Stat) -> Option<Linked> {
-        let copy = self.copies.get(&origin)?;
-        let below = copy.names.saturating_sub(self.hidden.get(&origin).copied().unwrap_or(0));
-        // The index entry is no name of the file.
-        let nlink = (attr.nlink.saturating_sub(1) + below).max(1);
+        let copy = self.copies.get(origin)?;
+        // The index entry is no name of the file. A hidden name may be one of the copy, if that is in a
+        // frozen layer.
+        let names = attr.nlink.saturating_sub(1).saturating_add(copy.names);
+        let nlink = names.saturating_sub(self.hidden.get(origin).unwrap_or(0)).max(1);
         Some(Linked {
             attr,
-            index_entry: Some(copy.name.clone()),
+            index_entry: Some((copy.at as usize, copy.name(origin))),
             origin: Some(origin),
             links: LinkCount::Counted(nlink),
         })
     }
+}
+
+/// Returns the part of an inode number that stands for it where others may have the same.
+fn end_of(ino: u64) -> u32 {
+    (ino >> 32) as u32 ^ ino as u32
 }
 
 /// The facts about a work directory that fsck needs.
@@ -467,7 +596,7 @@ pub struct Review {
     pub whole: bool,
     /// The index entries of originals that still have a name below that is neither hidden nor a
     /// link.
-    pub links: Vec<(OsString, Origin)>,
+    pub links: Vec<IndexEntry>,
 }
 
 /// Reads the index in the work directory `dir` without a change to it.
@@ -475,21 +604,19 @@ pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
     let (mut links, mut has_numbers) = (Vec::new(), false);
     upper.list(dir, &mut |entry| {
         has_numbers |= entry.name == NUMBERS && entry.kind == Kind::File;
-        links.extend(
-            parse_link(entry.name).filter(|_| entry.kind != Kind::Dir).map(|link| (entry.name.to_owned(), link)),
-        );
+        links.extend(parse_link(entry.name).filter(|_| entry.kind != Kind::Dir));
     })?;
     let mut known = RecordsRead::default();
     let head = upper.stat(Object::Dir(dir))?.ino;
     let whole = !has_numbers || !matches!(read_numbers(upper, dir, Access::Read, head, &mut known)?, Numbers::Damaged);
-    links.retain(|(_, (_, origin, names))| known.hidden.get(origin).is_none_or(|hidden| hidden < names));
-    Ok(Review { whole, links: links.into_iter().map(|(name, (_, origin, _))| (name, origin)).collect() })
+    links.retain(|link| known.hidden.get(link.origin).is_none_or(|hidden| hidden < link.names));
+    Ok(Review { whole, links })
 }
 
 /// Writes damaged numbers of a work directory anew, as the next mount would.
 pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     let ctimes = Ctimes::open(upper, dir);
-    let (index, _) = Index::open(upper, dir, false, true, &ctimes)?;
+    let (index, _) = Index::open(upper, dir, Known::default(), false, true, &ctimes)?;
     index.finish(upper, dir)?;
     ctimes.save(upper, dir)
 }
@@ -529,23 +656,31 @@ fn read_numbers<L: Layer>(
         file => file?,
     };
     let stat = upper.stat(Object::File(&file))?;
-    let bytes = read_start(upper, &file, usize::try_from(stat.size).map_err(|_| Error::new(EIO))?)?;
-    let (mut truncated, mut damaged) = (bytes.is_empty(), false);
-    for (index, chunk) in bytes.chunks(Record::SIZE).enumerate() {
-        match Record::from_bytes(chunk) {
-            Some(record) if (index == 0) == (record == Record::Head { dir: head, file: stat.ino }) => known.add(record),
-            // The file may belong to another directory. Without its first record no other record
-            // counts.
-            None if index == 0 && is_truncated(chunk, 0) => return Ok(Numbers::Truncated),
-            _ if index == 0 => return Ok(Numbers::Damaged),
-            _ if is_truncated(chunk, index * Record::SIZE) => truncated = true,
-            _ => damaged = true,
+    let first = Record::Head { dir: head, file: stat.ino };
+    let mut piece = vec![0; (PIECE * Record::SIZE).min(usize::try_from(stat.size).map_err(|_| Error::new(EIO))?)];
+    let (mut size, mut truncated, mut damaged) = (0, false, false);
+    loop {
+        let read = upper.read_at(&file, &mut piece, size as u64)?;
+        for (at, chunk) in (size..).step_by(Record::SIZE).zip(piece[..read].chunks(Record::SIZE)) {
+            match Record::from_bytes(chunk) {
+                Some(record) if (at == 0) == (record == first) => known.add(record),
+                // The file may belong to another directory. Without its first record no other
+                // record counts.
+                None if at == 0 && is_truncated(chunk, 0) => return Ok(Numbers::Truncated),
+                _ if at == 0 => return Ok(Numbers::Damaged),
+                _ if is_truncated(chunk, at) => truncated = true,
+                _ => damaged = true,
+            }
+        }
+        size += read;
+        if read < piece.len() || size as u64 >= stat.size {
+            break;
         }
     }
-    Ok(match (damaged, truncated) {
+    Ok(match (damaged, truncated || size == 0) {
         (true, _) => Numbers::Damaged,
         (false, true) => Numbers::Truncated,
-        (false, false) => Numbers::Whole(file, (bytes.len() / Record::SIZE).saturating_sub(1)),
+        (false, false) => Numbers::Whole(file, (size / Record::SIZE).saturating_sub(1)),
     })
 }
 
@@ -558,13 +693,26 @@ fn is_truncated(bytes: &[u8], offset: usize) -> bool {
     bytes.len() < Record::SIZE || is_zero(&bytes[..edge]) || edge < bytes.len() && is_zero(&bytes[edge..])
 }
 
-fn write_numbers<L: Layer>(upper: &L, dir: &L::Dir, head: u64, known: &RecordsRead, volatile: bool) -> Result<L::File> {
+/// Writes a new file with these records.
+fn write_numbers<L: Layer>(
+    upper: &L,
+    dir: &L::Dir,
+    head: u64,
+    known: &mut RecordsRead,
+    volatile: bool,
+) -> Result<L::File> {
     let (name, temp) = (OsStr::new(NUMBERS), OsStr::new(NEW_NUMBERS));
     let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
     let written = (|| {
         let first = Record::Head { dir: head, file: upper.stat(Object::File(&file))?.ino };
-        let bytes: Vec<_> = [first].into_iter().chain(known.records()).flat_map(Record::to_bytes).collect();
-        write_all(upper, &file, &bytes, 0)?;
+        let mut records = [first].into_iter().chain(known.records()).peekable();
+        let mut end = 0;
+        while records.peek().is_some() {
+            let bytes: Vec<_> = records.by_ref().take(PIECE).flat_map(Record::to_bytes).collect();
+            write_all(upper, &file, &bytes, end)?;
+            end += bytes.len() as u64;
+        }
+        drop(records);
         if known.len() > 0 && !volatile {
             upper.sync(&file)?;
         }
@@ -584,13 +732,14 @@ impl<L: Layer> Overlay<L> {
     /// `dir`.
     pub(super) fn linked(&self, dir: &LayerDir<L>, attr: Stat) -> Result<Linked> {
         let alone = Linked { attr, index_entry: None, origin: None, links: LinkCount::OfLayer };
-        let Some((work, index)) = self.copies() else { return Ok(alone) };
+        let Some(index) = self.copies() else { return Ok(alone) };
         if self.is_in_upper_layer(dir) {
             return Ok(index.of_copy(&attr).unwrap_or(alone));
         }
-        let origin = origin(&self.stack, dir, &attr);
-        if let Some(name) = index.copy_name(origin) {
-            let linked = match self.stack.stat(work, &name) {
+        let frozen = if self.is_frozen(dir) { index.origin_of(attr.ino) } else { None };
+        let origin = frozen.unwrap_or_else(|| origin(&self.stack, dir, &attr));
+        if let Some((at, name)) = index.entry_of(origin) {
+            let linked = match self.stack.stat(self.work_at(at)?, &name) {
                 Ok(copy) if copy.kind == attr.kind => index.of_origin(origin, copy),
                 Err(error) if error.errno != ENOENT => return Err(error),
                 _ => None,
@@ -607,11 +756,21 @@ impl<L: Layer> Overlay<L> {
         Ok(Linked { origin: Some(origin), links, ..alone })
     }
 
+    /// Returns the place of the copy of a lower file with several names, if the index has one.
+    pub(super) fn index_entry(&self, origin: Origin) -> Result<Option<LayerEntry<L>>> {
+        self.copies().and_then(|index| index.entry_of(origin)).map(|entry| self.in_work(entry)).transpose()
+    }
+
+    /// Returns the place of an index entry: the number of its work directory, and its name there.
+    pub(super) fn in_work(&self, (at, name): (usize, OsString)) -> Result<LayerEntry<L>> {
+        Ok((self.work_at(at)?.clone(), name.into()))
+    }
+
     /// Gives the complete copy `temp` of a file with several names its index entry.
     pub(super) fn keep_copy(&self, origin: Origin, before: &Stat, temp: &OsStr) -> Result<OsString> {
         let (upper, work) = self.upper()?;
         work.need(&self.stack, Feature::Links)?;
-        let name = link_name(before.ino, origin, before.nlink);
+        let name = link_name(before.ino, origin, work.index().names_of(origin, before));
         let open = self.stack.open(work.dir())?;
         upper.rename(&open, temp, &open, &name, RenameMode::Replace)?;
         Ok(name)
@@ -628,16 +787,18 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Records a copy-up: the number that the copy shows, and its index entry if the original has
-    /// other names.
-    pub(super) fn record_copy_up(&self, ino: u64, copy: &Stat, kept: Option<(&Stat, Origin, &OsStr)>) {
+    /// Records a copy-up of the object with the attributes `before`: the number that the copy
+    /// shows, and its index entry if the original has other names.
+    pub(super) fn record_copy_up(&self, ino: u64, before: &Stat, copy: &Stat, kept: Option<Origin>) {
         let Ok((upper, work)) = self.upper() else { return };
-        self.inodes.record_copy_up(copy.dev, copy.ino, ino);
-        if let Some((before, origin, name)) = kept {
-            let kept = Kept { name: name.to_owned(), names: before.nlink, copy: copy.ino };
-            work.index().links.lock().add(before.ino, origin, kept);
+        let generation = self.inodes.generation(ino, before).unwrap_or(0);
+        self.inodes.record_copy_up(copy.dev, copy.ino, ino, generation);
+        if let Some(origin) = kept {
+            let at = self.works.len().saturating_sub(1) as u32;
+            let names = work.index().names_of(origin, before);
+            work.index().links.lock().add(IndexEntry { ino: before.ino, origin, names }, at, copy.ino);
         }
-        work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime }]);
+        work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime, generation }]);
     }
 
     /// Records that a name of a lower file with several names is hidden, or is now a link to the
@@ -663,22 +824,23 @@ impl<L: Layer> Overlay<L> {
     /// Returns the number that an object with these attributes shows from now on. See
     /// [`Inodes::assign`](super::inode::Inodes::assign).
     pub(super) fn number(&self, attr: &Stat) -> u64 {
-        let (number, is_new) = self.inodes.assign(attr.dev, attr.ino);
+        let (number, is_new) = self.inodes.assign(attr.dev, attr.ino, attr.generation);
         if let (true, Ok((upper, work))) = (is_new, self.upper()) {
-            work.index().append(upper, &[Record::Number { copy: attr.ino, number, time: attr.ctime }]);
+            let record = Record::Number { copy: attr.ino, number, time: attr.ctime, generation: 0 };
+            work.index().append(upper, &[record]);
         }
         number
     }
 
     /// Finds out whether an earlier mount gave the entry `name` of `dir` a number. The caller does
-    /// this before the entry gets one.
-    pub(super) fn resolve_claim(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<()> {
-        if let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) {
-            let birth = self.stack.layer(dir).birth(Object::Entry(&*self.stack.open(dir)?, name))?;
-            // An object born after that time is a new one that reuses the copy's inode number.
-            self.inodes.resolve_claim(attr.dev, attr.ino, birth.is_none_or(|birth| birth <= time));
-        }
-        Ok(())
+    /// this before the entry gets one. Returns false also if that is settled already.
+    pub(super) fn resolve_claim(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, attr: &Stat) -> Result<bool> {
+        let Some(time) = self.inodes.claimed_at(attr.dev, attr.ino) else { return Ok(false) };
+        let birth = self.stack.layer(dir).birth(Object::Entry(&*self.stack.open(dir)?, name))?;
+        // An object born after that time is a new one that reuses the copy's inode number.
+        let is_copy = birth.is_none_or(|birth| birth <= time);
+        self.inodes.resolve_claim(attr.ino, is_copy);
+        Ok(is_copy)
     }
 }
 
@@ -691,7 +853,8 @@ mod tests {
         let time = Time { sec: -1, nsec: 999_999_999 };
         for record in [
             Record::Head { dir: 1, file: u64::MAX },
-            Record::Number { copy: 2, number: 3 << 48, time },
+            Record::Number { copy: 2, number: 3 << 48, time, generation: 0 },
+            Record::Number { copy: 2, number: 3, time, generation: u32::MAX },
             Record::Gone { copy: 2, number: 3 << 48 },
             Record::Hidden { origin: u128::MAX - 1, names: 7 },
         ] {
@@ -709,7 +872,8 @@ mod tests {
 
     #[test]
     fn a_record_truncated_by_a_power_failure_is_no_damage() {
-        let bytes = Record::Number { copy: 2, number: 3 << 48, time: Time { sec: 1 << 60, nsec: 1 } }.to_bytes();
+        let bytes =
+            Record::Number { copy: 2, number: 3 << 48, time: Time { sec: 1 << 60, nsec: 1 }, generation: 0 }.to_bytes();
         let zeroed = |range: std::ops::Range<usize>| {
             let mut torn = bytes;
             torn[range].fill(0);
@@ -727,22 +891,28 @@ mod tests {
     fn a_gone_record_leaves_later_numbers_alone() {
         let mut known = RecordsRead::default();
         let time = Time::default();
-        known.add(Record::Number { copy: 1, number: 10, time });
-        known.add(Record::Number { copy: 1, number: 11, time });
+        known.add(Record::Number { copy: 1, number: 10, time, generation: 0 });
+        known.add(Record::Number { copy: 1, number: 11, time, generation: 5 });
         known.add(Record::Gone { copy: 1, number: 10 });
-        assert_eq!(known.claims[&1].number, 11);
+        assert_eq!(known.claims.get(1).map(|claim| claim.number), Some(11));
+        assert_eq!(known.generations.get(11), Some(5));
         known.add(Record::Gone { copy: 1, number: 11 });
-        assert!(known.claims.is_empty());
+        assert!(known.claims.is_empty() && known.generations.is_empty());
     }
 
     #[test]
     fn the_name_of_an_index_entry_tells_its_origin() {
         let name = link_name(0x1f, 5, 3);
-        assert_eq!(parse_link(&name), Some((0x1f, 5, 3)));
+        assert_eq!(parse_link(&name), Some(IndexEntry { ino: 0x1f, origin: 5, names: 3 }));
         assert!(is_kept(&name, Kind::File) && is_kept(&name, Kind::Symlink) && !is_kept(&name, Kind::Dir));
         assert!(!is_kept(OsStr::new(NUMBERS), Kind::Fifo));
-        for other in ["link.", "link.1.2", "link.1.2.3.4", "link.x.2.3", "1.2.3"] {
-            assert_eq!(parse_link(OsStr::new(other)), None, "{other}");
+        let origin = format!("{:032x}", 5);
+        for other in ["link.", "link.1.2", "link.1.2.3", "link.1.2.3.4", "link.x.2.3", "1.2.3"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(["+1", "01", "A"].map(|ino| format!("link.{ino}.{origin}.3")))
+        {
+            assert_eq!(parse_link(OsStr::new(&other)), None, "{other}");
         }
     }
 }

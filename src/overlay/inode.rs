@@ -1,6 +1,9 @@
 //! Inode numbers. They are unique among the objects of the merged tree that are in use. They stay
 //! the same over copy-up and mounts.
 //!
+//! A layer gives the number of a removed object to a new one. The *generation* tells the two apart
+//! ([`Inodes::generation`]).
+//!
 //! An object has the number of the layer where it was first seen. Numbers of the topmost layer are
 //! unchanged. The high bits tell those of other layers apart; they hold the layer, counted from the
 //! bottom. If a layer uses the high bits itself, a digest of layer and number takes the number's
@@ -13,33 +16,28 @@
 //!
 //! The lock here is a leaf.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
+use super::claims::{Claim, Claims};
+use super::compact::CompactMap;
 use super::node::Node;
 use crate::format::fnv1a;
 use crate::layer::{Layer, Stat, Time};
 use crate::sync::Lock;
 
 /// The first bit of the layer's part of an inode number.
-const DEVICE_SHIFT: u32 = 48;
+pub(super) const DEVICE_SHIFT: u32 = 48;
 /// The lowest number from the counter.
 const COUNTED: u64 = 1 << 63;
+/// The bits of the counter below the time of the mount in milliseconds.
+const NUMBERS_SHIFT: u32 = 16;
 /// The lowest number that is a digest.
 const DIGESTED: u64 = 3 << 62;
+/// How many removed objects the table keeps: more than a program removes in one tick of the clock.
+const REMOVED_MAX: usize = 4096;
 /// The number that front ends and filesystems use for the root.
 const ROOT: u64 = 1;
-
-/// The number that a copy had in an earlier mount.
-#[derive(Clone, Copy)]
-pub struct Claim {
-    pub number: u64,
-    /// A time at which the copy existed.
-    pub time: Time,
-}
-
-/// The numbers of copies of earlier mounts, by the inode number of the copy.
-pub type Claims = HashMap<u64, Claim>;
 
 pub struct Inodes<L: Layer> {
     tables: Lock<Tables<L>>,
@@ -48,18 +46,22 @@ pub struct Inodes<L: Layer> {
 struct Tables<L: Layer> {
     /// The high part of the numbers of each filesystem, by its device number from the stack.
     devices: HashMap<u64, u64>,
-    /// The numbers of objects that do not have their layer's number: copies, and objects with a
-    /// number in use. By filesystem and the layer's number.
-    renumbered: HashMap<(u64, u64), u64>,
-    /// The filesystem of the upper layer, if there is one.
-    upper: Option<u64>,
-    /// The copies of earlier mounts that this mount has not met yet.
+    /// The numbers of objects that do not have their layer's number: copies of this mount, and
+    /// objects with a number in use. By filesystem and the layer's number.
+    renumbered: CompactMap<(u64, u64), u64>,
+    /// The filesystem of the upper layer, if there is one, and those of the frozen layers below it.
+    /// All are one filesystem, marked for each layer. So no two of their objects have the same
+    /// number.
+    uppers: Vec<u64>,
+    /// The copies of earlier mounts.
     claims: Claims,
-    /// The keys of `claims`, by the claimed number.
-    claimed: HashMap<u64, u64>,
-    /// The recorded numbers of objects of the upper layer: those of copies, and those from the
-    /// counter.
-    copied: HashSet<u64>,
+    /// The numbers that this mount recorded for objects of the upper layer: those of copies, and
+    /// those from the counter.
+    copied: CompactMap<u64, ()>,
+    /// The generations of copies of objects of frozen layers, by number. Other copies have 0.
+    generations: CompactMap<u64, u32>,
+    /// The generations of objects of the upper layer that were removed last, by number.
+    removed: HashMap<u64, u32>,
     /// The objects with a digest as number, by that: filesystem and the layer's number.
     digested: HashMap<u64, (u64, u64)>,
     counter: u64,
@@ -73,26 +75,23 @@ struct Tables<L: Layer> {
 }
 
 impl<L: Layer> Inodes<L> {
-    /// Makes the tables. `devices` are the filesystems of the layers, topmost first. The first is
-    /// that of the upper layer if `has_upper`.
-    pub fn new(devices: &[u64], has_upper: bool, mut claims: Claims) -> Self {
-        // A valid number has the high bits of a lower layer, or is from the counter.
-        claims.retain(|_, claim| claim.number >> DEVICE_SHIFT != 0);
-        let claimed: HashMap<_, _> = claims.iter().map(|(ino, claim)| (claim.number, *ino)).collect();
-        claims.retain(|ino, claim| claimed.get(&claim.number) == Some(ino));
-        let counted = claimed.keys().filter(|number| (COUNTED..DIGESTED).contains(*number)).max();
+    /// Makes the tables. `devices` are the filesystems of the layers, topmost first. The first
+    /// `uppers` are those of the upper layer and of frozen ones.
+    pub fn new(devices: &[u64], uppers: usize, mut claims: Claims) -> Self {
+        let counted = claims.numbers().rev().find(|number| (COUNTED..DIGESTED).contains(number)).unwrap_or(0);
         let from_bottom = devices.iter().rev().zip(1..).map(|(device, index)| (*device, index));
         let mut indices: HashMap<_, _> = from_bottom.collect();
-        indices.extend(devices.first().map(|top| (*top, 0)));
+        indices.extend(devices.iter().take(uppers.max(1)).map(|upper| (*upper, 0)));
         Inodes {
             tables: Lock::new(Tables {
-                counter: counted.map_or(COUNTED, |number| number.saturating_add(1)),
+                counter: first_of_counter(Time::now()).max(counted.saturating_add(1)),
                 devices: indices,
-                renumbered: HashMap::new(),
-                upper: devices.first().copied().filter(|_| has_upper),
+                renumbered: CompactMap::default(),
+                uppers: devices.iter().take(uppers).copied().collect(),
+                generations: claims.take_generations(),
+                removed: HashMap::new(),
                 claims,
-                claimed,
-                copied: HashSet::new(),
+                copied: CompactMap::default(),
                 digested: HashMap::new(),
                 unlinked: HashMap::new(),
                 linked: HashMap::new(),
@@ -110,13 +109,13 @@ impl<L: Layer> Inodes<L> {
     /// the object itself.
     pub fn listed(&self, device: u64, ino: u64) -> Option<u64> {
         let mut tables = self.tables.lock();
-        if tables.upper == Some(device) && tables.claims.contains_key(&ino) {
+        if tables.is_upper(device) && tables.claims.open(ino).is_some() {
             return None;
         }
         let visible = tables.visible(device, ino);
-        let contested = match tables.upper == Some(device) {
-            true => tables.is_held(visible),
-            false => tables.claimed.contains_key(&visible) || tables.copied.contains(&visible),
+        let contested = match tables.is_top(device) {
+            true => tables.is_held(visible) || tables.removed.contains_key(&visible),
+            false => tables.claims.claimant(visible).is_some() || tables.is_of_another(device, ino, visible),
         };
         (!contested).then_some(visible)
     }
@@ -124,46 +123,64 @@ impl<L: Layer> Inodes<L> {
     /// Returns the number for an object that this mount meets for the first time. No unlinked
     /// object in use, and no copy, has the same number. Also returns whether the caller must record
     /// the number.
-    pub fn assign(&self, device: u64, ino: u64) -> (u64, bool) {
+    pub fn assign(&self, device: u64, ino: u64, generation: u32) -> (u64, bool) {
         let mut tables = self.tables.lock();
-        if tables.upper == Some(device) {
+        let in_upper = tables.is_upper(device);
+        if in_upper {
             // The object that had this number in the layer no longer exists.
-            tables.take_claim(ino);
+            tables.claims.settle(ino, false);
         }
         let visible = tables.visible(device, ino);
-        let in_upper = tables.upper == Some(device);
-        let mut taken = tables.is_held(visible);
-        if !in_upper {
+        let mut taken = tables.is_held(visible) || generation != 0 && tables.removed.get(&visible) == Some(&generation);
+        if !tables.is_top(device) {
             // The lower object shows, so the copy that claims its number is no longer in its place.
-            if let Some(copy) = tables.claimed.get(&visible).copied() {
-                tables.take_claim(copy);
+            if let Some(copy) = tables.claims.claimant(visible) {
+                tables.claims.settle(copy, false);
             }
-            taken |= tables.copied.contains(&visible);
+            taken |= tables.is_of_another(device, ino, visible);
         }
         if !taken {
+            // An earlier object with the number had another generation.
+            tables.removed.remove(&visible);
             return (visible, false);
         }
         let number = tables.renumber(device, ino);
         if in_upper {
-            tables.copied.insert(number);
+            tables.copied.insert(number, ());
         }
         (number, in_upper)
     }
 
     /// Records that the object `ino` of `device` is a copy, and keeps the original's number
-    /// `visible`.
-    pub fn record_copy_up(&self, device: u64, ino: u64, visible: u64) {
+    /// `visible` and its generation.
+    pub fn record_copy_up(&self, device: u64, ino: u64, visible: u64, generation: u32) {
         let mut tables = self.tables.lock();
-        tables.take_claim(ino);
-        tables.renumbered.insert((device, ino), visible);
-        tables.copied.insert(visible);
+        tables.record(device, ino, visible);
+        tables.copied.insert(visible, ());
+        if generation != 0 {
+            tables.generations.insert(visible, generation);
+        }
+    }
+
+    /// Returns the generation of the object that shows `visible`. No two objects have the same
+    /// number and generation, one after the other. The layer has the object with the attributes
+    /// `attr`. Returns None if the layer tells no generations.
+    ///
+    /// A lower layer never changes, so its objects need none: they have 0. A copy has that of its
+    /// original.
+    pub fn generation(&self, visible: u64, attr: &Stat) -> Option<u32> {
+        if visible == first_choice(0, attr.ino) {
+            return (attr.generation != 0).then_some(attr.generation);
+        }
+        let is_below = (1 << DEVICE_SHIFT..COUNTED).contains(&visible);
+        Some(if is_below { 0 } else { self.tables.lock().generations.get(visible).unwrap_or(0) })
     }
 
     /// Returns a time at which a copy with the number `ino` on `device` existed in an earlier
     /// mount. None if there is none, or it was met already.
     pub fn claimed_at(&self, device: u64, ino: u64) -> Option<Time> {
         let tables = self.tables.lock();
-        tables.claims.get(&ino).filter(|_| tables.upper == Some(device)).map(|claim| claim.time)
+        tables.claims.open(ino).filter(|_| tables.is_upper(device)).map(Claim::time)
     }
 
     /// Returns the number of the original of a copy, by the inode number of the copy on the upper
@@ -171,24 +188,26 @@ impl<L: Layer> Inodes<L> {
     #[cfg(feature = "layer-tools")]
     pub fn number_of_copy(&self, ino: u64) -> Option<u64> {
         let tables = self.tables.lock();
-        let known = tables.upper.and_then(|device| tables.renumbered.get(&(device, ino)).copied());
-        known.or_else(|| tables.claims.get(&ino).map(|claim| claim.number))
+        let known = tables.uppers.first().and_then(|device| tables.recorded(*device, ino));
+        known.or_else(|| tables.claims.open(ino).map(|claim| claim.number))
     }
 
     /// Whether a copy shows the number of its original, by the number.
     #[cfg(feature = "layer-tools")]
     pub fn has_copy(&self, number: u64) -> bool {
         let tables = self.tables.lock();
-        tables.claimed.contains_key(&number) || tables.copied.contains(&number)
+        tables.claims.claimant(number).is_some() || tables.is_of_copy(number)
     }
 
-    /// Settles whether the object `ino` of `device` is that copy.
-    pub fn resolve_claim(&self, device: u64, ino: u64, is_copy: bool) {
-        let mut tables = self.tables.lock();
-        if let Some(claim) = tables.take_claim(ino).filter(|_| is_copy) {
-            tables.renumbered.insert((device, ino), claim.number);
-            tables.copied.insert(claim.number);
-        }
+    /// Forgets the copies of earlier mounts.
+    #[cfg(feature = "layer-tools")]
+    pub fn forget_copies(&self) {
+        self.tables.lock().claims = Claims::default();
+    }
+
+    /// Settles whether the object `ino` of the upper layer is that copy.
+    pub fn resolve_claim(&self, ino: u64, is_copy: bool) {
+        self.tables.lock().claims.settle(ino, is_copy);
     }
 
     /// Forgets the object `ino` of the upper layer, shown as `visible`, which lost its last name.
@@ -196,10 +215,13 @@ impl<L: Layer> Inodes<L> {
     pub fn forget_copy(&self, device: u64, ino: u64, visible: u64) -> bool {
         let mut tables = self.tables.lock();
         // The layer may already have given `ino` to another copy.
-        if tables.renumbered.get(&(device, ino)) == Some(&visible) {
-            tables.renumbered.remove(&(device, ino));
+        let is_claimed = tables.claims.shown(ino) == Some(visible);
+        if is_claimed {
+            tables.claims.forget(ino);
+        } else if tables.renumbered.get((device, ino)) == Some(visible) {
+            tables.renumbered.remove((device, ino));
         }
-        tables.copied.remove(&visible)
+        is_claimed | tables.copied.remove(visible).is_some()
     }
 
     /// Records that the object with the number `visible` has lost its last name, or is about to.
@@ -207,6 +229,21 @@ impl<L: Layer> Inodes<L> {
         let mut tables = self.tables.lock();
         tables.unlinked.insert(visible, Arc::downgrade(node));
         tables.sweep();
+    }
+
+    /// Records that an object with the attributes `attr`, which showed `visible`, is gone from the
+    /// upper layer. A new object that the layer makes in the same moment may have its number and
+    /// its generation.
+    pub fn removed(&self, visible: u64, attr: &Stat) {
+        if attr.generation == 0 || visible != first_choice(0, attr.ino) {
+            return;
+        }
+        let mut tables = self.tables.lock();
+        // Those of earlier moments have served their purpose.
+        if tables.removed.len() >= REMOVED_MAX {
+            tables.removed.clear();
+        }
+        tables.removed.insert(visible, attr.generation);
     }
 
     /// Returns the node of an object that may have several names, if there is one.
@@ -250,9 +287,19 @@ impl<L: Layer> Inodes<L> {
 }
 
 impl<L: Layer> Tables<L> {
+    /// Whether a filesystem is that of the upper layer or of a frozen one.
+    fn is_upper(&self, device: u64) -> bool {
+        self.uppers.contains(&device)
+    }
+
+    /// Whether a filesystem is that of the upper layer.
+    fn is_top(&self, device: u64) -> bool {
+        self.uppers.first() == Some(&device)
+    }
+
     fn visible(&mut self, device: u64, ino: u64) -> u64 {
-        if let Some(number) = self.renumbered.get(&(device, ino)) {
-            return *number;
+        if let Some(number) = self.recorded(device, ino) {
+            return number;
         }
         let next = self.devices.len() as u64;
         let index = *self.devices.entry(device).or_insert(next);
@@ -271,17 +318,40 @@ impl<L: Layer> Tables<L> {
         self.unlinked.get(&number).is_some_and(|node| node.strong_count() > 0)
     }
 
-    fn take_claim(&mut self, ino: u64) -> Option<Claim> {
-        let claim = self.claims.remove(&ino)?;
-        self.claimed.remove(&claim.number);
-        Some(claim)
+    /// Returns the number of an object that does not have its layer's number.
+    fn recorded(&self, device: u64, ino: u64) -> Option<u64> {
+        let claimed = if self.is_upper(device) { self.claims.shown(ino) } else { None };
+        claimed.or_else(|| self.renumbered.get((device, ino)))
+    }
+
+    /// Whether an object of the upper layer that this mount has met has this recorded number.
+    fn is_of_copy(&self, number: u64) -> bool {
+        self.claims.is_shown(number) || self.copied.contains(number)
+    }
+
+    /// Does the same, unless the object is `ino` of `device`. A copy in a frozen layer shows the
+    /// number of its original itself.
+    fn is_of_another(&self, device: u64, ino: u64, number: u64) -> bool {
+        self.is_of_copy(number) && self.recorded(device, ino) != Some(number)
     }
 
     fn renumber(&mut self, device: u64, ino: u64) -> u64 {
         let number = self.counter;
         self.counter += 1;
-        self.renumbered.insert((device, ino), number);
+        self.record(device, ino, number);
         number
+    }
+
+    /// Records the number of an object that does not have its layer's number.
+    fn record(&mut self, device: u64, ino: u64, number: u64) {
+        if self.is_upper(device) {
+            self.claims.settle(ino, false);
+            // The copy that had `ino` in the layer may be open without a name.
+            if let Some(number) = self.claims.forget(ino) {
+                self.copied.insert(number, ());
+            }
+        }
+        self.renumbered.insert((device, ino), number);
     }
 
     fn sweep(&mut self) {
@@ -291,6 +361,13 @@ impl<L: Layer> Tables<L> {
             self.sweep_at = 1024.max(2 * (self.unlinked.len() + self.linked.len()));
         }
     }
+}
+
+/// Returns the first number from the counter of a mount at the time `now`. No earlier mount used
+/// it, also for objects that are gone.
+fn first_of_counter(now: Time) -> u64 {
+    let milliseconds = now.sec.cast_unsigned() * 1000 + u64::from(now.nsec / 1_000_000);
+    COUNTED + ((milliseconds << NUMBERS_SHIFT) & (COUNTED / 4 - 1))
 }
 
 /// Returns the number for the object `ino` of the layer `index`, unless another object has it. It
@@ -317,7 +394,7 @@ mod tests {
     use crate::layer::OsLayer;
 
     fn inodes() -> Inodes<OsLayer> {
-        Inodes::new(&[7, 8, 9], true, Claims::new())
+        Inodes::new(&[7, 8, 9], 1, Claims::default())
     }
 
     #[test]
@@ -326,12 +403,43 @@ mod tests {
             .flat_map(|ino| [(8, ino << 48), (9, ino << 48), (9, u64::MAX - ino), (7, !(ino << 20))])
             .collect();
         let (one, other) = (inodes(), inodes());
-        let numbers: Vec<_> = objects.iter().map(|(device, ino)| one.assign(*device, *ino)).collect();
+        let numbers: Vec<_> = objects.iter().map(|(device, ino)| one.assign(*device, *ino, 0)).collect();
         for ((device, ino), number) in objects.iter().zip(&numbers).rev() {
-            assert_eq!(other.assign(*device, *ino), *number);
+            assert_eq!(other.assign(*device, *ino, 0), *number);
             assert_eq!(other.listed(*device, *ino), Some(number.0));
         }
-        assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len());
+        assert_eq!(numbers.iter().collect::<std::collections::HashSet<_>>().len(), numbers.len());
+    }
+
+    #[test]
+    fn a_removed_object_shares_no_number_and_generation_with_a_new_one() {
+        let inodes = inodes();
+        let attr = Stat { ino: 5, generation: 9, ..Stat::example(crate::layer::Kind::File, 0, 0, 0) };
+        assert_eq!(inodes.assign(7, 5, 9), (5, false));
+        assert_eq!(inodes.generation(5, &attr), Some(9));
+        inodes.removed(5, &attr);
+        let (number, is_recorded) = inodes.assign(7, 5, 9);
+        assert!((COUNTED..DIGESTED).contains(&number) && is_recorded);
+        let other = super::tests::inodes();
+        other.removed(5, &attr);
+        assert_eq!(other.listed(7, 5), None);
+        assert_eq!(other.assign(7, 5, 10), (5, false), "the layer's generation tells them apart");
+        assert_eq!(other.listed(7, 5), Some(5));
+        assert_eq!(other.generation(5, &Stat { generation: 0, ..attr }), None);
+    }
+
+    #[test]
+    fn a_copy_has_the_generation_of_its_original() {
+        let inodes = Inodes::<OsLayer>::new(&[7, 8, 9], 2, Claims::default());
+        let attr = |ino, generation| Stat { ino, generation, ..Stat::example(crate::layer::Kind::File, 0, 0, 0) };
+        // The layer 8 is frozen, the layer 9 is a lower one.
+        let frozen = inodes.visible(8, 5);
+        inodes.record_copy_up(7, 6, frozen, inodes.generation(frozen, &attr(5, 1)).unwrap());
+        assert_eq!(inodes.generation(frozen, &attr(6, 2)), Some(1));
+        let lower = inodes.visible(9, 5);
+        assert_eq!(inodes.generation(lower, &attr(5, 1)), Some(0));
+        inodes.record_copy_up(7, 8, lower, 0);
+        assert_eq!(inodes.generation(lower, &attr(8, 3)), Some(0));
     }
 
     #[test]

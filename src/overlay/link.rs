@@ -63,7 +63,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(attr) = attr {
             self.inodes.link(attr.dev, attr.ino, node);
         }
-        let slot = self.read_dir(dir, &mut names)?.entry(name);
+        let slot = self.read_dir_at(dir, &mut names, name)?.entry(name);
         slot.upper = Some(Upper { kind: node.kind(), ino: attr.map(|attr| attr.ino) });
         slot.child = Some(node.clone());
         self.known.add_name();
@@ -75,9 +75,13 @@ impl<L: Layer> Overlay<L> {
     fn gained_name(&self, node: &Arc<Node<L>>, state: &mut State<L>, place: ObjectName<L>) -> Option<Stat> {
         if matches!(state.stored, Stored::Unnamed(_)) {
             (state.stored, state.links) = (Stored::Named, LinkCount::OfLayer);
+            // The layer may have counted the name in the work directory, which is gone.
+            if let Some(attr) = &mut state.attr {
+                attr.nlink = 0;
+            }
         }
         state.places.push(place);
-        self.touch(node, state);
+        self.redate(node, state);
         state.newborn = false;
         if let LinkCount::Counted(count) = &mut state.links {
             *count += 1;

@@ -28,6 +28,18 @@ impl<L: Layer> Overlay<L> {
         self.find(dir, name)
     }
 
+    /// Returns the object `name` of a directory, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Overlay::lookup`], but not ENOENT.
+    pub fn seek(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
+        match self.lookup(dir, name) {
+            Err(error) if error.errno == ENOENT => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// Does the same as [`Overlay::lookup`] if the caller holds the tree.
     pub(super) fn find(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<Arc<Node<L>>> {
         self.find_in(parent, &mut *parent.dir()?, name)
@@ -65,11 +77,14 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns the node of a visible name, or None if there is none.
     pub(super) fn load(&self, parent: &Arc<Node<L>>, dir: &mut Dir<L>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
-        self.read_dir(parent, dir)?;
+        let was_read = dir.names.is_some();
+        self.read_dir_at(parent, dir, name)?;
         let Dir { lowers, names: Some(names), .. } = &*dir else {
             return Err(Error::new(EIO));
         };
-        let Some((slot, visible)) = names.get(name).and_then(|slot| Some((slot, slot.visible()?))) else {
+        let found = names.get(name).and_then(|slot| Some((slot, slot.visible()?)));
+        self.counters.looked_up(was_read && found.is_none_or(|(slot, _)| slot.child.is_some()));
+        let Some((slot, visible)) = found else {
             return Ok(None);
         };
         if let Some(child) = &slot.child {
@@ -83,9 +98,10 @@ impl<L: Layer> Overlay<L> {
                 (None, Some(top)) => (self.show_partial(parent, top, &from, name)?, true),
                 (None, None) => return Err(Error::new(EIO)),
             };
-            if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
+            if let Some(slot) = self.read_dir_at(parent, dir, name)?.get_mut(name) {
                 (slot.part, slot.child) = (stays && child.is_some(), child.clone());
             }
+            child.iter().for_each(|child| self.met(child));
             return if child.is_some() { Ok(child) } else { self.load(parent, dir, name) };
         }
         let attr = self.stack.stat(&from, name)?;
@@ -103,13 +119,14 @@ impl<L: Layer> Overlay<L> {
             // removed.
             _ if attr.nlink > 1 || self.inodes.held(&attr).is_some() => self.new_linked(place, attr)?,
             kind => {
-                let state = self.new_state(place, attr)?;
-                Node::new(self.new_id(), kind, state, None)
+                let state = self.new_state(place.clone(), attr)?;
+                Node::new(self.id_at(&place, state.ino), kind, state, None)
             }
         };
-        if let Some(slot) = self.read_dir(parent, dir)?.get_mut(name) {
+        if let Some(slot) = self.read_dir_at(parent, dir, name)?.get_mut(name) {
             slot.child = Some(child.clone());
         }
+        self.met(&child);
         Ok(Some(child))
     }
 
@@ -132,7 +149,7 @@ impl<L: Layer> Overlay<L> {
             (false, false) => Dir::unread(None, merging),
             (true, _) => Dir::unread(Some(self.stack.child(&place.dir, &place.name)), merging),
         };
-        Ok(Node::new(self.new_id(), Kind::Dir, state, Some(content)))
+        Ok(Node::new(self.id_at(&place, state.ino), Kind::Dir, state, Some(content)))
     }
 
     /// Returns the node of an object with several names in its layer. Another name may have made it
@@ -142,19 +159,19 @@ impl<L: Layer> Overlay<L> {
             Some(node) => node,
             None => {
                 let linked = self.linked(&place.dir, attr)?;
-                let mut state = match (&linked.index_entry, self.copies()) {
-                    (Some(index_entry), Some((work, _))) => {
-                        let in_index =
-                            ObjectName { dir: work.clone(), name: index_entry.as_os_str().into(), ..place.clone() };
+                let index_entry = linked.index_entry.map(|entry| self.in_work(entry)).transpose()?;
+                let mut state = match &index_entry {
+                    Some((dir, name)) => {
+                        let in_index = ObjectName { dir: dir.clone(), name: name.clone(), ..place.clone() };
                         State { places: smallvec![place.clone()], ..self.new_state(in_index, linked.attr)? }
                     }
-                    _ => self.new_state(place.clone(), attr)?,
+                    None => self.new_state(place.clone(), attr)?,
                 };
-                state.stored =
-                    linked.index_entry.map_or(Stored::Named, |index_entry| Stored::Indexed(index_entry.into()));
+                state.stored = index_entry.map_or(Stored::Named, |entry| Stored::Indexed(Box::new(entry)));
                 state.origin = linked.origin.map(Box::new);
                 state.links = linked.links;
-                self.inodes.same(&linked.attr, Node::new(self.new_id(), attr.kind, state, None))
+                let id = self.id_at(&place, state.ino);
+                self.inodes.same(&linked.attr, Node::new(id, attr.kind, state, None))
             }
         };
         let mut state = node.state.lock();

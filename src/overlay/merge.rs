@@ -4,9 +4,13 @@
 //! that is missing, without another call. The topmost layer comes first; a whiteout hides the name
 //! in all layers below.
 //!
+//! An overlay for a walk reads a directory with very many names in runs, in the order of the bytes
+//! of the names. Each run costs another listing of the layers. So its memory does not depend on the
+//! size of a directory.
+//!
 //! [`listing::read`] reads one layer's part, in the formats that the layer may have.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,14 +19,18 @@ use std::sync::atomic::Ordering;
 use crate::errno::{EIO, ENOENT, Error};
 
 use super::Overlay;
-use super::names::Names;
+use super::names::{self, Names, Slot};
 use super::node::{Dir, Node};
 use super::partial::source_dir;
 use super::stack::LayerDir;
 use super::trust::{Author, Way};
-use crate::format::listing::{self, LayerListing, Marks, Reading};
+use crate::format::listing::{self, Extent, LayerListing, Marks, Reading, Run};
 use crate::format::{self, PartOf, Redirect};
 use crate::layer::{Kind, Layer, Object, Result};
+
+/// How often a walk may come back to earlier names of a directory. A walk that does so oftener does
+/// not go in the order of the names, and reading each run anew would take too long.
+const RETURNS_MAX: u32 = 64;
 
 /// The marks of one layer's directory that limit the merge with the layers below.
 #[derive(Default)]
@@ -32,26 +40,110 @@ struct Narrows {
 }
 
 impl<L: Layer> Overlay<L> {
-    /// Reads a directory, unless its names are known.
+    /// Reads a directory, unless all its names are known.
     pub(super) fn read_dir<'d>(&self, node: &Arc<Node<L>>, dir: &'d mut Dir<L>) -> Result<&'d mut Names<L>> {
-        if dir.names.is_none() {
-            let names = self.merge(node, dir)?;
-            self.known.add_dir(node, names.len());
-            dir.names = Some(names);
+        if dir.names.as_ref().is_none_or(|names| !names.run().is_whole()) {
+            self.read_run(node, dir, Extent::all())?;
         }
         dir.names.as_mut().ok_or(Error::new(EIO))
     }
 
-    /// Returns the names of a directory from all its layers.
-    fn merge(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>) -> Result<Names<L>> {
+    /// Does the same, but the names that are known may be a run that `name` is in.
+    pub(super) fn read_dir_at<'d>(
+        &self,
+        node: &Arc<Node<L>>,
+        dir: &'d mut Dir<L>,
+        name: &OsStr,
+    ) -> Result<&'d mut Names<L>> {
+        self.read_near(node, dir, name, |names| names.tells(name))
+    }
+
+    /// Does the same as [`Overlay::read_dir_at`], with a run that has each name from `from` to its
+    /// end.
+    pub(super) fn read_dir_from<'d>(
+        &self,
+        node: &Arc<Node<L>>,
+        dir: &'d mut Dir<L>,
+        from: &OsStr,
+    ) -> Result<&'d mut Names<L>> {
+        self.read_near(node, dir, from, |names| names.run().has(from))
+    }
+
+    /// Reads some names of a directory, unless some are known. From then on the facts about the
+    /// directory itself are known.
+    pub(super) fn read_some(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>) -> Result<()> {
+        if dir.names.is_none() { self.read_dir_from(node, dir, OsStr::new("")).map(drop) } else { Ok(()) }
+    }
+
+    /// Reads a run with `name`, unless the names that are known do.
+    fn read_near<'d>(
+        &self,
+        node: &Arc<Node<L>>,
+        dir: &'d mut Dir<L>,
+        name: &OsStr,
+        do_known: impl Fn(&Names<L>) -> bool,
+    ) -> Result<&'d mut Names<L>> {
+        let Some(most) = self.settings.names_at_once.filter(|_| dir.returns < RETURNS_MAX) else {
+            return self.read_dir(node, dir);
+        };
+        if dir.names.is_none() {
+            // Most directories have no more names than a run.
+            self.read_run(node, dir, Extent { from: OsStr::new(""), most })?;
+        }
+        let known = dir.names.as_ref().filter(|names| do_known(names) && names.grown() <= most);
+        if known.is_none() {
+            let goes_back = dir.names.as_ref().is_some_and(|names| *name < *names.run().from);
+            dir.returns += u32::from(goes_back);
+            self.read_run(node, dir, Extent { from: name, most })?;
+        }
+        dir.names.as_mut().ok_or(Error::new(EIO))
+    }
+
+    /// Reads a run of the names of a directory. Of those that were known, the ones stay whose
+    /// objects are in use or are directories, which are evicted one by one. It takes no lock, since
+    /// the caller may hold that of an object.
+    fn read_run(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>, extent: Extent<'_>) -> Result<()> {
+        let is_in_use = |slot: &Slot<L>| {
+            slot.child.as_ref().is_some_and(|child| Arc::strong_count(child) > 1 || child.kind() == Kind::Dir)
+        };
+        let in_use: Vec<_> = dir.names.take().into_iter().flat_map(Names::into_slots).filter(is_in_use).collect();
+        let is_any_in_use = !in_use.is_empty();
+        let merged = self.merge(node, dir, extent);
+        let count = merged.as_ref().map(Names::len).map_err(|error| *error);
+        let mut names = merged.unwrap_or_else(|_| Names::none());
+        in_use.into_iter().for_each(|slot| names.take(slot));
+        dir.names = (count.is_ok() || is_any_in_use).then_some(names);
+        self.known.add_dir(node, count?);
+        Ok(())
+    }
+
+    /// Whether a directory shows no name.
+    pub(super) fn shows_nothing(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>) -> Result<bool> {
+        let mut from = OsString::new();
+        loop {
+            let names = self.read_dir_from(node, dir, &from)?;
+            match names.run().to.clone() {
+                _ if !names.is_empty() => return Ok(false),
+                None => return Ok(true),
+                Some(to) => from = to,
+            }
+        }
+    }
+
+    /// Returns a run of the names of a directory from all its layers.
+    fn merge(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>, extent: Extent<'_>) -> Result<Names<L>> {
         let mut names = Names::new();
         let mut rest = dir.lowers.clone();
-        let (mut parts, maps) = match dir.upper.clone() {
-            Some(upper) => self.read_upper(node, dir, &upper, &mut names, &mut rest)?,
+        let mut run = Run { from: extent.from.to_owned(), to: None };
+        let (mut parts, mut maps) = match dir.upper.clone() {
+            Some(upper) => self.read_upper(node, dir, (&upper, extent), &mut names, &mut rest, &mut run)?,
             None => (Vec::new(), Vec::new()),
         };
-        let lowers = self.read_lowers(node, dir, rest, &mut names, &mut parts)?;
-        names.finish();
+        let lowers = self.read_lowers(node, dir, (rest, extent), &mut names, &mut parts, &mut run)?;
+        for parts in [&mut parts, &mut maps] {
+            parts.retain(|(_, name)| run.has(name));
+        }
+        names.finish(run);
         if let Some(upper) = &dir.upper {
             dir.foreign |= self.sort_parts(upper, &lowers, &mut names, &parts, &maps)?;
         } else {
@@ -67,11 +159,14 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         dir: &mut Dir<L>,
-        upper: &Arc<LayerDir<L>>,
+        (upper, extent): (&Arc<LayerDir<L>>, Extent<'_>),
         names: &mut Names<L>,
         rest: &mut Vec<Arc<LayerDir<L>>>,
+        run: &mut Run,
     ) -> Result<(Vec<PartOf>, Vec<PartOf>)> {
-        let (listing, narrows) = self.list_layer(upper)?;
+        let (mut listing, narrows) = self.list_layer(upper, extent)?;
+        run.end(listing.run.to);
+        names::sort(&mut listing.objects);
         for (name, kind, ino) in &listing.objects {
             names.add_upper(name, *kind, *ino);
         }
@@ -88,7 +183,8 @@ impl<L: Layer> Overlay<L> {
         }
         node.state.lock().marked = Some(listing.marks.fixed());
         self.narrow(upper, &narrows, rest)?;
-        dir.foreign = !listing.odd.is_empty();
+        // Only the first run has them.
+        dir.foreign = !listing.odd.is_empty() || dir.foreign && !extent.from.is_empty();
         (dir.opaque, dir.redirect) = (narrows.opaque, narrows.redirect);
         Ok((listing.parts, listing.maps))
     }
@@ -100,9 +196,10 @@ impl<L: Layer> Overlay<L> {
         &self,
         node: &Arc<Node<L>>,
         dir: &mut Dir<L>,
-        mut rest: Vec<Arc<LayerDir<L>>>,
+        (mut rest, extent): (Vec<Arc<LayerDir<L>>>, Extent<'_>),
         names: &mut Names<L>,
         parts: &mut Vec<PartOf>,
+        run: &mut Run,
     ) -> Result<Vec<Arc<LayerDir<L>>>> {
         let has_upper = dir.upper.is_some();
         let mut lowers = Vec::new();
@@ -113,7 +210,9 @@ impl<L: Layer> Overlay<L> {
             if (has_upper || !lowers.is_empty()) && !self.may_merge(&lower)? {
                 break;
             }
-            let (listing, narrows) = self.list_layer(&lower)?;
+            let (mut listing, narrows) = self.list_layer(&lower, extent)?;
+            run.end(listing.run.to);
+            names::sort(&mut listing.objects);
             let index = lowers.len() as u32;
             if !has_upper && index == 0 {
                 node.state.lock().marked = Some(listing.marks.fixed());
@@ -278,7 +377,9 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns how to read the marks in the layer of `dir`.
     pub(super) fn reading(&self, dir: &LayerDir<L>) -> Reading {
-        if self.stack.is_upper(dir) { Reading::upper(self.format()) } else { Reading::LOWER }
+        // A frozen layer of the other format may have marks of fuse-overlayfs.
+        let is_kernels = self.is_frozen(dir) && self.format().features().is_kernels;
+        if self.stack.is_upper(dir) || is_kernels { Reading::upper(self.format()) } else { Reading::LOWER }
     }
 
     /// Reads the marks of a directory without its names.
@@ -347,9 +448,9 @@ impl<L: Layer> Overlay<L> {
         })
     }
 
-    fn list_layer(&self, dir: &LayerDir<L>) -> Result<(LayerListing, Narrows)> {
+    fn list_layer(&self, dir: &LayerDir<L>, extent: Extent<'_>) -> Result<(LayerListing, Narrows)> {
         let (layer, open) = (self.stack.layer(dir), self.stack.open(dir)?);
-        let listing = listing::read(layer, &*open, self.reading(dir), || self.has_devices(dir))?;
+        let listing = listing::read(layer, &*open, self.reading(dir), extent, || self.has_devices(dir))?;
         let narrows = self.narrows(dir, &listing.marks)?;
         Ok((listing, narrows))
     }
@@ -379,5 +480,122 @@ impl<L: Layer> Overlay<L> {
         };
         path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::layer::OsLayer;
+    use crate::layer::counted::Method;
+    use crate::overlay::{Layers, Settings};
+
+    const NAMES: usize = 60;
+
+    /// Makes a lower and an upper layer with names that come from one, from both, or are deleted.
+    fn layers() -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        let [lower, upper] = ["lower", "upper"].map(|name| place.path().join(name));
+        for number in 0..NAMES {
+            let name = name(number);
+            match number % 5 {
+                0 => fs::create_dir_all(lower.join(&name).join("inside")).unwrap(),
+                1 => fs::create_dir_all(upper.join(&name).join("new")).unwrap(),
+                _ => fs::write(lower.join(&name), "").unwrap(),
+            }
+            match number % 7 {
+                0 => fs::create_dir_all(upper.join(&name)).unwrap_or_default(),
+                1 => fs::write(upper.join(format!(".wh.{name}")), "").unwrap(),
+                _ => {}
+            }
+        }
+        place
+    }
+
+    fn name(number: usize) -> String {
+        format!("{:x}-{number}", number * 37 % NAMES)
+    }
+
+    fn overlay(place: &Path, names_at_once: Option<usize>) -> Overlay<OsLayer> {
+        let layer = |name: &str| OsLayer::open(&place.join(name), false).unwrap();
+        let layers = Layers { upper: None, work: None, lowers: vec![layer("upper"), layer("lower")] };
+        let settings = Settings { read_only_upper: true, names_at_once, ..Settings::default() };
+        Overlay::with_settings(layers, settings).unwrap()
+    }
+
+    /// Returns the names that a directory shows, and the largest number of names that were known.
+    fn shown(overlay: &Overlay<OsLayer>, dir: &Arc<Node<OsLayer>>) -> (Vec<(OsString, Kind)>, usize) {
+        let (mut shown, mut most) = (Vec::new(), 0);
+        let each = &mut |name: &Arc<OsStr>, kind| {
+            shown.push((name.to_os_string(), kind));
+            most = most.max(dir.dir()?.names.as_ref().map_or(0, Names::len));
+            Ok(())
+        };
+        overlay.each_shown(dir, each).unwrap();
+        (shown, most)
+    }
+
+    #[test]
+    fn a_directory_in_runs_is_the_same() {
+        let place = layers();
+        let whole = overlay(place.path(), None);
+        let (all, _) = shown(&whole, whole.root());
+        assert!(all.is_sorted_by_key(|(name, _)| name) && all.len() > NAMES / 2);
+        for most in [1, 3, 20, 1000] {
+            let runs = overlay(place.path(), Some(most));
+            let (in_runs, known) = shown(&runs, runs.root());
+            assert_eq!(in_runs, all, "{most} at once");
+            assert!(known <= 2 * most, "{known} names for {most} at once");
+            for number in (0..NAMES).rev() {
+                let name = name(number);
+                let [one, other] = [&whole, &runs].map(|overlay| {
+                    let node = overlay.seek(overlay.root(), OsStr::new(&name)).unwrap()?;
+                    let inside = if node.kind() == Kind::Dir { shown(overlay, &node).0 } else { Vec::new() };
+                    Some((overlay.stat(&node).unwrap().ino, node.kind(), inside))
+                });
+                assert_eq!(one, other, "{name}");
+            }
+            let mut listed = Vec::new();
+            let each = &mut |entry: crate::overlay::DirEntry<'_>| {
+                listed.push((entry.name.to_owned(), entry.kind));
+                true
+            };
+            runs.list(&runs.open(runs.root()), 0, each).unwrap();
+            listed.sort_by(|one, other| one.0.cmp(&other.0));
+            assert_eq!(listed, all);
+        }
+    }
+
+    #[test]
+    fn an_object_in_use_stays_while_other_names_are_read() {
+        let place = layers();
+        let overlay = overlay(place.path(), Some(3));
+        let (all, _) = shown(&overlay, overlay.root());
+        for (name, _) in [&all[0], &all[all.len() / 2]] {
+            let node = overlay.lookup(overlay.root(), name).unwrap();
+            assert_eq!(shown(&overlay, overlay.root()).0, all);
+            assert!(Arc::ptr_eq(&node, &overlay.lookup(overlay.root(), name).unwrap()), "{}", name.display());
+        }
+    }
+
+    #[test]
+    fn a_walk_in_another_order_reads_a_directory_whole_at_last() {
+        let place = layers();
+        let overlay = overlay(place.path(), Some(3));
+        let lists = || {
+            let calls = overlay.stack.layers().filter_map(Layer::calls);
+            calls.map(|calls| calls.of(Method::List)).sum::<u64>()
+        };
+        for number in 0..20 * NAMES {
+            overlay.seek(overlay.root(), OsStr::new(&name(number * 7 % NAMES))).unwrap();
+        }
+        let first = lists();
+        assert!(first <= 4 * u64::from(RETURNS_MAX) * 2, "{first} listings");
+        for number in 0..20 * NAMES {
+            overlay.seek(overlay.root(), OsStr::new(&name(number * 7 % NAMES))).unwrap();
+        }
+        assert_eq!(lists(), first);
     }
 }

@@ -78,6 +78,26 @@ impl<L: Layer> Overlay<L> {
         Ok(Some(Metacopy { mark: mark.clone(), redirect: marks.redirect, author }))
     }
 
+    /// Returns the regular file with the data of the regular file `name` of `dir`: mostly that
+    /// itself. None if no layer has the data, or the file may not show them.
+    pub(super) fn find_all_data(
+        &self,
+        mut dir: Arc<LayerDir<L>>,
+        name: &OsStr,
+    ) -> Result<Option<(Arc<LayerDir<L>>, OsString)>> {
+        let (mut name, mut author) = (name.to_owned(), None);
+        let _tree = self.tree.read();
+        loop {
+            let metacopy = self.metacopy(&dir, Object::Entry(&*self.stack.open(&dir)?, &name))?;
+            let Some(metacopy) = metacopy else { return Ok(Some((dir, name))) };
+            author = Author::and(author, metacopy.author);
+            match self.find_data(&dir, &name, metacopy.redirect, author)? {
+                Some(below) => (dir, name) = below,
+                None => return Ok(None),
+            }
+        }
+    }
+
     /// Returns the regular file with the data of the entry `name` of `dir`. That file may again
     /// have only metadata.
     fn find_data(

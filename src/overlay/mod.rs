@@ -13,9 +13,11 @@
 //! | `ownership` | the rules of owners and set-id bits, for front ends |
 //! | `merge` | one directory from all its layers: whiteouts, opaque and redirected directories |
 //! | `lookup`, `evict` | from a name to a node; eviction of cached ones |
+//! | `find` | from an inode number to a node, for file handles |
 //! | `file`, `readdir` | handles, reading and writing; listings |
 //! | `changed` | changed files, which stay open until their first stat |
 //! | `copy_up`, `copy_plan`, `partial` | from a lower layer to the upper one; its plan; large files in part |
+//! | `emptied` | copy-up of a file that is truncated: the copy is made at its place |
 //! | `progress`, `cancel` | log lines of long copies; cancelled requests |
 //! | `create`, `remove`, `rename`, `link` | changes of names |
 //! | `whiteout` | how deletions and marks are written to the upper layer |
@@ -24,14 +26,20 @@
 //! | `metacopy` | files that have only metadata of their own |
 //! | `flags`, `fixed` | flags of chattr(1); immutable and append-only files |
 //! | `room` | free space in the upper layer, and promises of it |
-//! | `work`, `read_only` | the work directory; that of an upper layer that the mount only reads |
+//! | `work`, `frozen` | the work directory; those of upper layers that the overlay only reads |
+//! | `chain`, `snapshot` | the layers of a chain of snapshots; snapshot and rollback |
 //! | `detect` | the format of the upper layer |
 //! | `index` | facts about copies for the next mount: links and inode numbers |
+//! | `claims`, `compact` | the inode numbers of earlier mounts; maps of very many entries |
+//! | `handover` | the objects in use, taken over by another overlay of the same tree |
 //! | `holder`, `end` | the process that holds the upper layer; completion and sync in pauses and at the end |
+//! | `removal` | the removal of a tree in a layer |
 //! | `on_disk` | the data that overlays leave in layers and work directories, for `fsck` and `layer_tools` |
 //! | `record`, `features` | the lower layers and the features that an upper layer was written with |
 //! | `whole`, `commit` | work on whole layers, and the journal of a commit, for the tools of layers |
+//! | `walk` | a walk through the merged tree |
 //! | `volatile` | the mark of an upper layer that is not synced |
+//! | `status` | the numbers that an overlay at work tells about itself |
 //! | `compare`, `survey` | for `layer_tools`: the parts of a directory; an upper layer, counted |
 //!
 //! # One visible step
@@ -41,33 +49,38 @@
 //! leftover does not show.
 //!
 //! # Locks, in the order in which a thread takes them
-//! 1. `Node::content`: the content and the names of one object. Two only for a rename, the smaller
+//! 1. `find`: held during a walk of the tree.
+//! 2. `Node::content`: the content and the names of one object. Two only for a rename, the smaller
 //!    id first.
-//! 2. `Overlay::across`: a rename of a file from one directory to another. Neither directory need
+//! 3. `Overlay::across`: a rename of a file from one directory to another. Neither directory need
 //!    be in the other, so their locks have no order of their own.
-//! 3. `Overlay::tree`: shared for each use of a name. Exclusive for the rename of a directory, and
+//! 4. `Overlay::tree`: shared for each use of a name. Exclusive for the rename of a directory, and
 //!    for eviction, which may take the locks of directories in any order. Never held while data is
 //!    copied.
-//! 4. `Node::dir`: the content of one directory. A parent's before its child's.
-//! 5. `Node::state`: the place of one object. One at a time; a rename that holds the content of two
+//! 5. `Node::dir`: the content of one directory. A parent's before its child's.
+//! 6. `Node::state`: the place of one object. One at a time; a rename that holds the content of two
 //!    objects takes two.
-//! 6. `Work::record`: the record, while a feature is added to it.
-//! 7. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`,
-//!    `changed`. A thread calls nothing under them.
+//! 7. `Work::record`: the record, while a feature is added to it.
+//! 8. Leaves: `inode`, `index`, `ctime`, `stack`, `partial`, `room`, `evict`, `trust`, `devices`,
+//!    `changed`, `earlier`, the table of `find`. A thread calls nothing under them.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use crate::errno::{EROFS, Error};
+use crate::errno::{EIO, EROFS, Error};
 
-use crate::format::{self, Format, Wanted};
+use crate::format::listing::NAMES_AT_ONCE;
+use crate::format::{Format, Wanted};
 use crate::layer::{Layer, Object, Result};
 
 mod attr;
 mod cancel;
+mod chain;
 mod changed;
+mod claims;
 mod commit;
+mod compact;
 #[cfg(feature = "layer-tools")]
 mod compare;
 mod copy_plan;
@@ -78,13 +91,17 @@ mod ctime;
 mod deref;
 mod detect;
 mod devices;
+mod emptied;
 mod end;
 mod evict;
 mod features;
 mod file;
+mod find;
 mod fixed;
 mod flags;
 mod freshness;
+mod frozen;
+mod handover;
 mod holder;
 mod index;
 mod inode;
@@ -98,47 +115,58 @@ pub(crate) mod on_disk;
 pub mod ownership;
 mod partial;
 mod progress;
-mod read_only;
 mod readdir;
 mod record;
+mod removal;
 mod remove;
 mod rename;
 mod room;
+mod snapshot;
 mod stack;
+mod status;
 #[cfg(feature = "layer-tools")]
 mod survey;
 mod thin;
 mod times;
 mod trust;
 mod volatile;
+mod walk;
 mod whiteout;
 mod whole;
 mod work;
 mod xattr;
 
 pub use cancel::{Cancel, check as check_wanted};
+pub use chain::Snapshot;
 pub use features::{Feature, Features, Need, Unknown};
 pub use file::Handle;
 pub use fixed::{FixedLook, Looked};
+pub use handover::{Handover, NamelessNote, Note, Place, Plan, pack_notes};
 pub use holder::Holder;
 pub use node::Node;
 pub use readdir::DirEntry;
 pub use room::FILLED;
+pub use snapshot::Unfrozen;
 pub use times::Times;
 pub use volatile::MARK as VOLATILE_MARK;
+pub use walk::EachDir;
 pub use whole::Redirected;
 pub use work::Refused;
 
 use crate::sync::{Lock, Shared};
+use chain::{Chain, Level};
 use changed::Changed;
+use claims::Claims;
 use ctime::Ctimes;
 use evict::KnownDirs;
 use features::check_lowers;
+use find::Whereabouts;
+use frozen::Facts;
+use handover::Earlier;
 use index::Index;
-use inode::{Claims, Inodes};
+use inode::Inodes;
 use node::{Dir, State};
 use partial::Partials;
-use read_only::Facts;
 use room::Room;
 use stack::{LayerDir, Stack};
 use work::Work;
@@ -178,22 +206,53 @@ pub struct Settings {
     /// The overlay belongs to a commit. So it may use layers of which the record says that a commit
     /// is not finished.
     pub commits: bool,
+    /// The overlay takes the place of another one, in another process, that left its upper layer as
+    /// it was. So files without a name in the work directory stay, and the mark of a volatile
+    /// overlay is its own.
+    pub succeeds: bool,
     /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
     /// layer.
     pub format: Option<Wanted>,
     /// The number of cached directories and names above which the engine evicts. None: the default.
     pub known_max: Option<usize>,
+    /// The number of names of a directory that the engine has in memory at once, about. None: all
+    /// of them.
+    pub names_at_once: Option<usize>,
+}
+
+/// The number of cached directories and names above which an overlay for one walk evicts.
+const KNOWN_MAX_OF_WALK: usize = 4096;
+
+impl Settings {
+    /// The default settings for an overlay that serves a walk through its tree. A walk uses each
+    /// directory once, so the overlay keeps few. It should go through the names of a directory in
+    /// the order of their bytes.
+    pub fn for_walk() -> Self {
+        Settings { known_max: Some(KNOWN_MAX_OF_WALK), names_at_once: Some(NAMES_AT_ONCE), ..Settings::default() }
+    }
 }
 
 /// A merged tree.
 pub struct Overlay<L: Layer> {
     stack: Stack<L>,
     work: Option<Work<L>>,
-    /// Whether the topmost layer is an upper layer that the mount only reads.
-    reads_upper: bool,
-    /// The facts about copies in it.
-    read_only: Option<Facts<L>>,
-    trusted: bool,
+    /// The work directories of the upper layers, from the bottom.
+    works: Vec<Arc<LayerDir<L>>>,
+    /// Those of frozen layers that are layers of their own.
+    _work_layers: Vec<L>,
+    /// The number of upper layers that the overlay only reads. They are the topmost lower ones.
+    frozen: usize,
+    /// The format of all upper layers.
+    format: Format,
+    chain: Option<Chain<L>>,
+    /// Whether another overlay has taken the place of this one, and holds the chain.
+    is_succeeded: AtomicBool,
+    settings: Settings,
+    /// The index of an overlay that only reads upper layers.
+    shown_index: Option<Index<L>>,
+    /// Whether a copy in it shows under a name that only a lower layer has.
+    #[cfg_attr(not(feature = "layer-tools"), expect(dead_code, reason = "only layer_tools ask for it"))]
+    shows_below: bool,
     root: Arc<Node<L>>,
     inodes: Inodes<L>,
     /// The device number that every object of the tree shows.
@@ -215,12 +274,16 @@ pub struct Overlay<L: Layer> {
     tree: Shared<()>,
     partials: Partials<L>,
     room: Room,
-    /// Whether a directory may get a redirect.
-    redirects: bool,
     next_id: AtomicU64,
     known: KnownDirs<L>,
     devices: devices::Marked,
     withheld: trust::Withheld,
+    /// The process that was signed last as the holder. The lock is a leaf.
+    holder: Lock<Option<Holder>>,
+    /// The objects that the front end knew in another overlay of the same tree.
+    earlier: Earlier<L>,
+    whereabouts: Whereabouts,
+    counters: status::Counters,
     /// Whether the overlay has given its layers up.
     retired: AtomicBool,
 }
@@ -242,39 +305,72 @@ impl<L: Layer> Overlay<L> {
     ///
     /// Each reason is a variant of [`Refused`].
     pub fn with_settings(layers: Layers<L>, settings: Settings) -> std::result::Result<Self, Refused> {
-        let has_upper = layers.upper.is_some();
-        let stack = Stack::new(layers.upper.into_iter().chain(layers.lowers).collect(), has_upper)?;
-        let read_work = layers.work.as_ref().filter(|_| settings.read_only_upper && !has_upper);
-        check_lowers(&stack, read_work, settings.commits)?;
-        let (mut work, mut read_only, mut claims, mut ctimes) = (None, None, Claims::new(), Ctimes::default());
-        if has_upper {
-            let (prepared, known, shown) = Work::prepare(&stack, layers.work, settings)?;
-            (work, claims, ctimes) = (Some(prepared), known, shown);
-        } else if settings.read_only_upper
-            && let Some((facts, known)) = Facts::read(&stack, layers.work)
-        {
-            (read_only, claims) = (Some(facts), known);
+        let (levels, lowers) = levels(layers, settings);
+        if levels.is_empty() && lowers.is_empty() {
+            return Err(Refused::NoLayer);
         }
-        let hidden = hidden_dirs(&stack, work.as_ref())?;
-        let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
-        let device = stack.device(top);
-        let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
+        Self::stacked(levels, lowers, None, settings)
+    }
+
+    /// Does the same as [`Overlay::with_settings`], with a chain of snapshots in the directory
+    /// `snapshots`. It begins with the upper layer of `layers`; the topmost layer of the chain
+    /// takes the changes.
+    ///
+    /// # Errors
+    ///
+    /// Each reason is a variant of [`Refused`].
+    pub fn with_snapshots(layers: Layers<L>, snapshots: L, settings: Settings) -> std::result::Result<Self, Refused> {
+        let (mut levels, lowers) = levels(layers, settings);
+        let base = levels.pop().ok_or(Refused::NoLayer)?;
+        let (chain, levels) = Chain::open(snapshots, base, !settings.read_only_upper)?;
+        Self::stacked(levels, lowers, Some(chain), settings)
+    }
+
+    /// Stacks the upper layers `levels`, from the bottom, on the lower ones. The topmost of them
+    /// takes the changes, unless the settings say that it is only read.
+    fn stacked(
+        levels: Vec<Level<L>>,
+        lowers: Vec<L>,
+        chain: Option<Chain<L>>,
+        settings: Settings,
+    ) -> std::result::Result<Self, Refused> {
+        let has_upper = !levels.is_empty() && !settings.read_only_upper;
+        let (uppers, mut works): (Vec<_>, Vec<_>) = levels.into_iter().unzip();
+        let count = uppers.len();
+        let stack = Stack::new(uppers.into_iter().rev().chain(lowers).collect(), has_upper)?;
+        let top_work = if has_upper { works.pop().flatten() } else { None };
+        check_lowers(&stack, &works, settings.commits)?;
+        let frozen = works.len();
+        let Facts { dirs: mut work_dirs, known, ctimes, layers } = Facts::read(&stack, works, settings)?;
+        let (mut work, mut shown_index, mut claims) = (None, None, Claims::default());
+        if has_upper {
+            let (prepared, met) = Work::prepare(&stack, top_work, settings, (known, &ctimes), chain.is_some())?;
+            work_dirs.push(prepared.dir().clone());
+            (work, claims) = (Some(prepared), met);
+        } else if !work_dirs.is_empty() {
+            let (index, met) = Index::of(known);
+            (shown_index, claims) = (Some(index), met);
+        }
+        let hidden = hidden_dirs(&stack, count, &work_dirs, chain.as_ref())?;
         let space = stack.top().stat_fs()?;
 
-        let format = work.as_ref().map_or(format::OCI, Work::format);
+        let format = detect::format_of(&stack, work.as_ref(), frozen)?;
         let times = work.as_ref().map_or_else(Times::default, Work::times);
         let partials = Partials::new(&stack, settings, format)?;
-        let has_copies = has_upper || read_only.is_some();
-        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), has_copies, claims);
-        let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
-        let state = State::root(has_upper, attr, inodes.visible(attr.dev, attr.ino));
-        let root = Node::new(0, attr.kind, state, Some(dir));
+        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), count, claims);
+        let (root, device) = root_of(&stack, &inodes, count)?;
         Ok(Overlay {
             stack,
             work,
-            reads_upper: settings.read_only_upper && !has_upper,
-            read_only,
-            trusted: settings.trusted,
+            works: work_dirs,
+            _work_layers: layers,
+            frozen,
+            format,
+            chain,
+            is_succeeded: AtomicBool::new(false),
+            settings,
+            shows_below: shown_index.as_ref().is_some_and(Index::shows_below),
+            shown_index,
             root,
             inodes,
             device,
@@ -289,11 +385,14 @@ impl<L: Layer> Overlay<L> {
             tree: Shared::new(()),
             partials,
             room: Room::new(&space),
-            redirects: !settings.no_redirects,
             next_id: AtomicU64::new(1),
             known: KnownDirs::new(settings.known_max),
             devices: devices::Marked::default(),
             withheld: trust::Withheld::default(),
+            holder: Lock::default(),
+            earlier: Earlier::default(),
+            whereabouts: Whereabouts::default(),
+            counters: status::Counters::default(),
             retired: AtomicBool::new(false),
         })
     }
@@ -330,21 +429,35 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Returns the directory with the index entries, and the index. None if no layer is an upper
-    /// one.
-    fn copies(&self) -> Option<(&Arc<LayerDir<L>>, &Index<L>)> {
-        let written = self.work.as_ref().map(|work| (work.dir(), work.index()));
-        written.or_else(|| self.read_only.as_ref().map(|facts| (&facts.dir, &facts.index)))
+    /// Returns the index. None if no layer is an upper one.
+    fn copies(&self) -> Option<&Index<L>> {
+        self.work.as_ref().map(Work::index).or(self.shown_index.as_ref())
+    }
+
+    /// Returns the work directory with this place in [`Overlay::works`].
+    fn work_at(&self, at: usize) -> Result<&Arc<LayerDir<L>>> {
+        self.works.get(at).ok_or(Error::new(EIO))
+    }
+
+    /// The number of upper layers that the overlay only reads.
+    fn frozen_count(&self) -> usize {
+        self.frozen
+    }
+
+    /// Whether `dir` is in one of these.
+    fn is_frozen(&self, dir: &LayerDir<L>) -> bool {
+        let first = usize::from(self.work.is_some());
+        (first..first + self.frozen).contains(&dir.index())
     }
 
     /// Whether `dir` is in the upper layer, also in one that the mount only reads.
     fn is_in_upper_layer(&self, dir: &LayerDir<L>) -> bool {
-        self.stack.is_upper(dir) || self.reads_upper && dir.index() == 0
+        self.stack.is_upper(dir) || self.settings.read_only_upper && dir.index() == 0
     }
 
-    /// The format of the upper layer.
+    /// The format of the upper layer, also of one that the overlay only reads.
     fn format(&self) -> Format {
-        self.work.as_ref().map_or(format::OCI, Work::format)
+        self.format
     }
 
     fn is_root(&self, node: &Arc<Node<L>>) -> bool {
@@ -356,12 +469,46 @@ impl<L: Layer> Overlay<L> {
     }
 }
 
-/// The upper and the work directory, by their numbers.
-fn hidden_dirs<L: Layer>(stack: &Stack<L>, work: Option<&Work<L>>) -> Result<HashSet<(u64, u64)>> {
-    let dirs = stack.upper_root().into_iter().chain(work.map(Work::dir));
-    let number = |dir: &Arc<LayerDir<L>>| {
-        let stat = stack.layer(dir).stat(Object::Dir(&*stack.open(dir)?))?;
-        Ok((stat.dev, stat.ino))
+/// Returns the upper layers with their work directories, from the bottom, and the lower layers.
+fn levels<L: Layer>(layers: Layers<L>, settings: Settings) -> (Vec<Level<L>>, Vec<L>) {
+    let Layers { upper, work, mut lowers } = layers;
+    let upper = match upper {
+        None if settings.read_only_upper && !lowers.is_empty() => Some(lowers.remove(0)),
+        upper => upper,
     };
-    dirs.map(number).collect()
+    (upper.map(|upper| (upper, work)).into_iter().collect(), lowers)
+}
+
+/// Makes the node of the root of a stack with `count` upper layers. Also returns the device number
+/// of its layer.
+fn root_of<L: Layer>(
+    stack: &Stack<L>,
+    inodes: &Inodes<L>,
+    count: usize,
+) -> std::result::Result<(Arc<Node<L>>, u64), Refused> {
+    let top = stack.upper_root().or(stack.lower_roots().first()).ok_or(Refused::NoLayer)?;
+    let attr = stack.mark(top, stack.layer(top).stat(Object::Dir(&*stack.open(top)?))?);
+    // The root keeps its number when a new layer is put on top.
+    let first = stack.level_root(stack.len() - count.max(1)).unwrap_or(top);
+    let ino = inodes.visible(stack.marked_device(first), stack.root_ino(first));
+    let dir = Dir::unread(stack.upper_root().cloned(), stack.lower_roots().to_vec());
+    let state = State::root(stack.upper().is_some(), attr, ino);
+    Ok((Node::new(0, attr.kind, state, Some(dir)), stack.device(top)))
+}
+
+/// The `count` upper layers, their work directories, and the directory of the chain, by their
+/// numbers. Only an overlay that writes hides them.
+fn hidden_dirs<L: Layer>(
+    stack: &Stack<L>,
+    count: usize,
+    works: &[Arc<LayerDir<L>>],
+    chain: Option<&Chain<L>>,
+) -> Result<HashSet<(u64, u64)>> {
+    if stack.upper().is_none() {
+        return Ok(HashSet::new());
+    }
+    let uppers = stack.upper_root().into_iter().chain(stack.lower_roots()).take(count);
+    let number = |layer: &L, dir: &L::Dir| layer.stat(Object::Dir(dir)).map(|stat| (stat.dev, stat.ino));
+    let dirs = uppers.chain(works).map(|dir| number(stack.layer(dir), &*stack.open(dir)?));
+    dirs.chain(chain.map(|chain| number(&chain.dir, &chain.dir.root()?))).collect()
 }

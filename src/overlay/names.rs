@@ -10,16 +10,18 @@
 //! keeps that while the directory is cached. When the directory is read, the order of their bytes
 //! decides. Such names do not occur by chance.
 //!
-//! Each cached directory has such a table, so tables are small.
+//! Each cached directory has such a table, so tables are small. In an overlay for a walk, a table
+//! has a run of the names at most, and beside them those whose objects are in use.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use super::node::Node;
+use crate::format::listing::Run;
 use crate::format::plan::Name;
 use crate::layer::{Kind, Layer};
 
@@ -36,7 +38,19 @@ pub struct Names<L: Layer> {
     slots: BTreeMap<u64, Slot<L>>,
     /// The highest `nth` of a digest in use: 0 unless two names have one digest.
     last: u32,
+    /// None: the table has all names.
+    part: Option<Box<Part>>,
 }
+
+/// A part of the names of a directory.
+struct Part {
+    /// The names that the table has all of.
+    run: Run,
+    /// The number of names when it was read.
+    read: usize,
+}
+
+static ALL: Run = Run { from: OsString::new(), to: None };
 
 /// The facts about one name.
 pub struct Slot<L: Layer> {
@@ -124,17 +138,66 @@ fn digest(name: &OsStr, nth: u32) -> u64 {
     FIRST + (hasher.finish() >> (u64::BITS - bits()))
 }
 
+/// Sorts what a layer lists by the numbers of the names. A table takes many names faster in this
+/// order, since each is beside the last one.
+pub fn sort(objects: &mut [(OsString, Kind, u64)]) {
+    objects.sort_by_cached_key(|(name, ..)| digest(name, 0));
+}
+
 impl<L: Layer> Names<L> {
     pub fn new() -> Self {
-        Names { slots: BTreeMap::new(), last: 0 }
+        Names { slots: BTreeMap::new(), last: 0, part: None }
     }
 
     pub fn len(&self) -> usize {
         self.slots.len()
     }
 
+    /// The names that the table has all of.
+    pub fn run(&self) -> &Run {
+        self.part.as_ref().map_or(&ALL, |part| &part.run)
+    }
+
+    /// Whether the table tells about a name: it has the name, or there is none.
+    pub fn tells(&self, name: &OsStr) -> bool {
+        self.run().has(name) || self.number(name).is_some()
+    }
+
+    /// Returns how many names came since it was read; of a table with all names, their number.
+    pub fn grown(&self) -> usize {
+        self.len().saturating_sub(self.part.as_ref().map_or(0, |part| part.read))
+    }
+
+    /// Returns the slots of the run from a name on, in the order of the bytes of their names.
+    pub fn of_run(&self, from: &OsStr) -> impl Iterator<Item = &Slot<L>> {
+        let slots = self.slots.values().filter(|slot| *slot.name >= *from && self.run().has(&slot.name));
+        let mut slots: Vec<_> = slots.collect();
+        slots.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        slots.into_iter()
+    }
+
+    /// Takes a slot of another table of the directory, in place of the own one.
+    pub fn take(&mut self, slot: Slot<L>) {
+        let number = self.number(&slot.name).unwrap_or_else(|| self.free(&slot.name));
+        self.slots.insert(number, slot);
+        if let Some(part) = &mut self.part {
+            part.read = part.read.max(self.slots.len());
+        }
+    }
+
+    /// Makes a table that tells about no name.
+    pub fn none() -> Self {
+        let run = Run { to: Some(OsString::new()), ..Run::default() };
+        Names { part: Some(Box::new(Part { run, read: 0 })), ..Names::new() }
+    }
+
+    /// Returns all slots.
+    pub fn into_slots(self) -> impl Iterator<Item = Slot<L>> {
+        self.slots.into_values()
+    }
+
     /// Returns the number of a name in the table.
-    fn number(&self, name: &OsStr) -> Option<u64> {
+    pub fn number(&self, name: &OsStr) -> Option<u64> {
         let is_it = |number: &u64| self.slots.get(number).is_some_and(|slot| *slot.name == *name);
         (0..=self.last).map(|nth| digest(name, nth)).find(is_it)
     }
@@ -162,7 +225,12 @@ impl<L: Layer> Names<L> {
 
     /// Returns the name's slot, which is new and empty if there was none.
     pub fn entry(&mut self, name: &OsStr) -> &mut Slot<L> {
-        let number = self.number(name).unwrap_or_else(|| self.free(name));
+        let first = digest(name, 0);
+        let number = match self.slots.get(&first) {
+            None if self.last == 0 => first,
+            Some(slot) if *slot.name == *name => first,
+            _ => self.number(name).unwrap_or_else(|| self.free(name)),
+        };
         self.slots.entry(number).or_insert_with(|| Slot {
             name: name.into(),
             upper: None,
@@ -244,9 +312,11 @@ impl<L: Layer> Names<L> {
         self.entry(name).closed = true;
     }
 
-    /// Completes the table. Drops names that have nothing but markers in lower layers.
-    pub fn finish(&mut self) {
-        self.slots.retain(|_, slot| !slot.says_nothing());
+    /// Completes the table, which has all names of `run`. Drops names that have nothing but markers
+    /// in lower layers, and those behind the run.
+    pub fn finish(&mut self, run: Run) {
+        self.slots.retain(|_, slot| !slot.says_nothing() && run.has(&slot.name));
+        self.part = (!run.is_whole()).then(|| Box::new(Part { run, read: self.slots.len() }));
         if self.last > 0 {
             // The numbers must not depend on the order in which layers list names.
             let mut slots: Vec<_> = std::mem::take(&mut self.slots).into_values().collect();
@@ -282,7 +352,7 @@ mod tests {
     fn names(all: impl Iterator<Item = u64>) -> Names<OsLayer> {
         let mut names = Names::new();
         all.for_each(|index| names.add_upper(OsStr::new(&index.to_string()), Kind::File, index));
-        names.finish();
+        names.finish(Run::default());
         names
     }
 

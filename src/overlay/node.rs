@@ -64,6 +64,8 @@ pub(super) struct State<L: Layer> {
     pub marked: Option<Fixed>,
     /// Whether this mount made the object, under its only name.
     pub newborn: bool,
+    /// Whether the object is known to have no file capability.
+    pub lacks_capability: bool,
     /// The target of a symlink that was read. It never changes.
     pub target: Option<Box<OsStr>>,
     /// Whether a directory has a default ACL. None until a request needs it.
@@ -86,9 +88,9 @@ pub(super) enum Stored<L: Layer> {
     Named,
     /// Beside its name: a partial copy.
     Partial(Arc<Partial<L>>),
-    /// In the work directory, under this name: the index entry of a copied file with several names.
+    /// In a work directory, under this name: the index entry of a copied file with several names.
     /// It counts as one of the layer's links.
-    Indexed(Arc<OsStr>),
+    Indexed(Box<LayerEntry<L>>),
     /// In the work directory, under this name: a new file that has no name yet.
     Unnamed(Arc<OsStr>),
     /// At its place in a lower layer, after its last known name was lost.
@@ -101,10 +103,11 @@ impl<L: Layer> Stored<L> {
         lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))))
     }
 
-    /// Returns the name in the work directory.
+    /// Returns the name in a work directory.
     pub fn work_name(&self) -> Option<&Arc<OsStr>> {
         match self {
-            Stored::Indexed(name) | Stored::Unnamed(name) => Some(name),
+            Stored::Indexed(entry) => Some(&entry.1),
+            Stored::Unnamed(name) => Some(name),
             _ => None,
         }
     }
@@ -191,8 +194,10 @@ pub(super) struct Dir<L: Layer> {
     /// Whether the upper directory got marks or whiteouts that the next step relies on, and that a
     /// crash may still lose.
     pub unsynced: bool,
-    /// Every name, once the directory was read.
+    /// Every name, once the directory was read; in an overlay for a walk, a run of them.
     pub names: Option<Names<L>>,
+    /// How often a walk came back to names before those that are known.
+    pub returns: u32,
     /// Whether the directory was removed.
     pub removed: bool,
 }
@@ -251,6 +256,21 @@ impl<L: Layer> State<L> {
         State { ino, links, stored, ..State::unplaced(upper, Some(attr)) }
     }
 
+    /// Makes the state of an object that had no name in the overlay before. It shows the number and
+    /// time of `shown`.
+    pub fn carried(
+        upper: bool,
+        attr: Option<Stat>,
+        stored: Stored<L>,
+        links: LinkCount,
+        shown: (u64, Option<Time>),
+        file: Option<Arc<OpenFile<L>>>,
+    ) -> Self {
+        let (ino, ctime) = shown;
+        let (ino, freshness) = (Some(ino), Freshness::Stale);
+        State { stored, links, ino, ctime, freshness, file, has_data: upper, ..State::unplaced(upper, attr) }
+    }
+
     fn unplaced(upper: bool, attr: Option<Stat>) -> Self {
         State {
             places: SmallVec::new(),
@@ -265,6 +285,7 @@ impl<L: Layer> State<L> {
             has_data: false,
             marked: None,
             newborn: false,
+            lacks_capability: false,
             target: None,
             default_acl: None,
             handles: 0,
@@ -281,12 +302,19 @@ impl<L: Layer> State<L> {
 
     /// Returns the attributes if they are current.
     pub fn fresh_attr(&self) -> Option<Stat> {
-        self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh))
+        self.attr.filter(|_| self.freshness == Freshness::Fresh)
+    }
+
+    /// Returns the attributes if they are current, except maybe a time of last change of status
+    /// that does not show.
+    pub fn fresh_attr_to_show(&self) -> Option<Stat> {
+        let is_redated = self.freshness == Freshness::Redated && self.ctime.is_some();
+        self.attr.filter(|_| is_redated || self.freshness == Freshness::Fresh)
     }
 
     /// Returns the attributes if their atime and mtime are current.
     pub fn attr_of_fresh_times(&self) -> Option<Stat> {
-        self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh | Freshness::FreshTimes))
+        self.attr.filter(|_| matches!(self.freshness, Freshness::Fresh | Freshness::Redated | Freshness::FreshTimes))
     }
 
     /// Takes over the attributes `said` that the layer just returned. Returns those to show.
@@ -298,7 +326,7 @@ impl<L: Layer> State<L> {
     /// Whether this mount made the object, and no caller has asked about it yet. So no caller knows
     /// its number.
     pub fn is_unasked(&self) -> bool {
-        self.newborn && self.attr.is_none() && self.ino.is_none()
+        self.newborn && self.ino.is_none()
     }
 
     /// Whether a layer has the object under a name. Otherwise only its open file has it.
@@ -370,6 +398,7 @@ impl<L: Layer> Dir<L> {
             foreign: false,
             unsynced: false,
             names: None,
+            returns: 0,
             removed: false,
         }
     }
@@ -377,6 +406,11 @@ impl<L: Layer> Dir<L> {
     /// Makes the content of a directory that is empty in every layer.
     pub fn empty(upper: Option<Arc<LayerDir<L>>>) -> Self {
         Dir { names: Some(Names::new()), ..Dir::unread(upper, Vec::new()) }
+    }
+
+    /// Makes the content of a removed directory.
+    pub fn gone() -> Self {
+        Dir { removed: true, ..Dir::empty(None) }
     }
 
     /// Returns the layer's directory that has the entry which a visible name shows.

@@ -130,7 +130,7 @@ impl<L: Layer> Overlay<L> {
     /// of one.
     fn listed_ino(&self, dir: &LayerDir<L>, ino: u64) -> Option<u64> {
         let below = !self.is_in_upper_layer(dir);
-        if below && self.copies().is_some_and(|(_, index)| index.may_be_copied(ino)) {
+        if below && self.copies().is_some_and(|index| index.may_be_copied(ino)) {
             return None;
         }
         self.inodes.listed(self.stack.marked_device(dir), ino)

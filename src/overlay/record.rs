@@ -59,20 +59,16 @@ impl Record {
         Self::of_roots(stack, stack.lower_roots())
     }
 
-    /// Makes the record of the layers below the topmost one, which is an upper layer that the mount
-    /// only reads.
-    pub fn of_below_top<L: Layer>(stack: &Stack<L>) -> Result<Self> {
-        Self::of_roots(stack, stack.lower_roots().get(1..).unwrap_or_default())
+    /// Makes the record of the layers below the one with this root.
+    pub fn of_below<L: Layer>(stack: &Stack<L>, root: &LayerDir<L>) -> Result<Self> {
+        Self::of_roots(stack, stack.roots_below(root))
     }
 
     fn of_roots<L: Layer>(stack: &Stack<L>, roots: &[Arc<LayerDir<L>>]) -> Result<Self> {
         let lower = |root: &Arc<LayerDir<L>>| {
             let layer = stack.layer(root);
-            let birth = layer.birth(Object::Dir(&*stack.open(root)?))?.unwrap_or_default();
-            let Time { sec, nsec } = birth;
-            let words = [stack.root_ino(root), sec as u64, nsec.into()].map(u64::to_le_bytes);
             let path = layer.path().map(Path::to_owned).unwrap_or_default();
-            Ok(Lower { digest: fnv1a(words.as_flattened()), path })
+            Ok(Lower { digest: digest(layer, &*stack.open(root)?, stack.root_ino(root))?, path })
         };
         let lowers = roots.iter().rev().map(lower).collect::<Result<_>>()?;
         Ok(Record { lowers, ..Record::default() })
@@ -249,6 +245,14 @@ impl Lower {
     fn name(&self) -> String {
         if self.path.as_os_str().is_empty() { "one".to_owned() } else { self.path.display().to_string() }
     }
+}
+
+/// Returns a number that identifies the layer with this root, as long as the directory is not
+/// replaced. `ino` is the inode number of the root.
+pub fn digest<L: Layer>(layer: &L, root: &L::Dir, ino: u64) -> Result<u128> {
+    let Time { sec, nsec } = layer.birth(Object::Dir(root))?.unwrap_or_default();
+    let words = [ino, sec as u64, nsec.into()].map(u64::to_le_bytes);
+    Ok(fnv1a(words.as_flattened()))
 }
 
 /// Returns the last line of a file of the work directory, with the digest of the lines before.

@@ -73,31 +73,28 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         let mut above = parent.dir()?;
         let is_there = self.load(parent, &mut above, name)?.is_some_and(|now| Arc::ptr_eq(&now, node));
-        if !is_there || self.read_dir(node, &mut *node.dir()?)?.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::new(ENOTEMPTY))
-        }
+        if !is_there || self.shows_nothing(node, &mut *node.dir()?)? { Ok(()) } else { Err(Error::new(ENOTEMPTY)) }
     }
 
-    /// Makes a step before the removal of the name. `content` is that of a directory.
+    /// Makes a step before the removal of the name. `content` is that of a
+    /// directory.
     fn prepare_removal(
         &self,
         parent: &Arc<Node<L>>,
         dir: &mut Dir<L>,
         (to, name): (&LayerDir<L>, &OsStr),
-        content: Option<&mut Dir<L>>,
+        (child, content): (&Arc<Node<L>>, Option<&mut Dir<L>>),
         step: Step,
     ) -> Result<()> {
         match (step, content) {
             (Step::Whiteout(_), _) => {
                 self.add_whiteout(to, name)?;
-                self.read_dir(parent, dir)?.entry(name).whiteout = true;
+                self.read_dir_at(parent, dir, name)?.entry(name).whiteout = true;
                 dir.unsynced = true;
                 Ok(())
             }
             (Step::SyncNames(_), _) => self.sync_names(dir),
-            (Step::Clear { opaque_first }, Some(content)) => self.clear(content, opaque_first),
+            (Step::Clear { opaque_first }, Some(content)) => self.clear(child, content, opaque_first),
             (Step::Clear { .. }, None) => Ok(()),
         }
     }
@@ -116,21 +113,21 @@ impl<L: Layer> Overlay<L> {
             _ => None,
         };
         if let Some(content) = &mut content
-            && !self.read_dir(child, content)?.is_empty()
+            && !self.shows_nothing(child, content)?
         {
             return Err(Error::new(ENOTEMPTY));
         }
         let pinned = self.keep_open_on_unlink(child)?;
-        let slot = self.read_dir(parent, dir)?.get(name).ok_or(Error::new(EIO))?;
+        let slot = self.read_dir_at(parent, dir, name)?.get(name).ok_or(Error::new(EIO))?;
         let plan = self.format().remove(slot.facts(), child.kind() == Kind::Dir);
         for step in plan.first {
-            self.prepare_removal(parent, dir, (to, name), content.as_deref_mut(), step)?;
+            self.prepare_removal(parent, dir, (to, name), (child, content.as_deref_mut()), step)?;
         }
         if plan.seen == Seen::Whiteout {
             self.add_whiteout(to, name)?;
         }
         let open = self.stack.open(to)?;
-        let slot = self.read_dir(parent, dir)?.get_mut(name).ok_or(Error::new(EIO))?;
+        let slot = self.read_dir_at(parent, dir, name)?.get_mut(name).ok_or(Error::new(EIO))?;
         // The lock lasts until the new place is known, so no thread asks for the object by its old
         // name.
         let state = child.state.lock();
@@ -183,7 +180,7 @@ impl<L: Layer> Overlay<L> {
         }
         // A thread that found the object by its last name may be about to open it.
         let held = state.upper && (state.handles > 0 || is_found && state.places.len() == 1);
-        let unused = if held { None } else { state.take_changed() };
+        let unused = if held { self.take_limited(&mut state) } else { state.take_changed() };
         drop(state);
         drop(unused);
         match node.kind() {
@@ -202,6 +199,11 @@ impl<L: Layer> Overlay<L> {
             _ if held => self.open_attributes(node),
             _ => Ok(None),
         }
+    }
+
+    /// Takes the open file if it cannot set attributes. Without a name the object has no other way.
+    fn take_limited(&self, state: &mut State<L>) -> Option<Arc<OpenFile<L>>> {
+        state.file.take_if(|open| !self.stack.layer(&open.dir).may_set_attributes(&open.file))
     }
 
     /// Opens an object for its attributes alone. Returns None if the layer has no extended ones:
@@ -239,7 +241,7 @@ impl<L: Layer> Overlay<L> {
             state.file = pinned;
         }
         if state.upper {
-            self.touch(node, &mut state);
+            self.redate(node, &mut state);
         }
         if state.lose_link(node.kind()) > 0 {
             if let (Some(origin), Some(lost)) = (state.origin(), &lost)
@@ -267,6 +269,7 @@ impl<L: Layer> Overlay<L> {
         }
         self.discard_copy(node, &mut state);
         if let (Some(attr), Some(ino), true) = (state.attr, state.ino, state.upper) {
+            self.inodes.removed(ino, &attr);
             self.lost_copy(ino, attr.dev, attr.ino, state.origin());
         }
         let ino = state.ino;
@@ -284,10 +287,12 @@ impl<L: Layer> Overlay<L> {
                 state.links = LinkCount::NONE;
                 self.discard_partial(node, &partial);
             }
-            Stored::Indexed(name) | Stored::Unnamed(name) => {
-                if let (Ok((upper, work)), Some(_)) = (self.upper(), &state.attr) {
+            // The entry of a frozen layer stays there.
+            Stored::Indexed(_) if !state.upper => {}
+            stored @ (Stored::Indexed(_) | Stored::Unnamed(_)) => {
+                if let (Ok((upper, work)), Some(name), Some(_)) = (self.upper(), stored.work_name(), &state.attr) {
                     match self.stack.open(work.dir()) {
-                        Ok(open) => discard(upper, &open, &name),
+                        Ok(open) => discard(upper, &open, name),
                         Err(error) => {
                             log::warn!("cannot remove {name:?} from the work directory, the next mount does: {error}");
                         }

@@ -183,7 +183,11 @@ impl<L: Layer> Overlay<L> {
         let is_across = !Arc::ptr_eq(dir, new_dir);
         let across = (is_across && !moves_dir).then(|| self.across.lock());
         let tree = match moves_dir {
-            true => Tree::Exclusive { _guard: self.tree.write() },
+            true => {
+                let guard = self.tree.write();
+                self.whereabouts.dir_moved();
+                Tree::Exclusive { _guard: guard }
+            }
             false => Tree::Shared { _guard: self.tree.read() },
         };
         let mut nodes = vec![dir];
@@ -261,7 +265,7 @@ impl<L: Layer> Overlay<L> {
             (Kind::Dir, Kind::Dir) => {
                 if is_above {
                     fail(ENOTEMPTY)
-                } else if self.read_dir(target, &mut *target.dir()?)?.is_empty() {
+                } else if self.shows_nothing(target, &mut *target.dir()?)? {
                     Ok(true)
                 } else {
                     fail(ENOTEMPTY)
@@ -280,7 +284,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         let mut dir = node.dir()?;
-        self.read_dir(node, &mut dir)?;
+        self.read_some(node, &mut dir)?;
         if dir.lowers.is_empty() || dir.redirect.is_some() { Ok(()) } else { Err(Error::new(EXDEV)) }
     }
 
@@ -300,16 +304,20 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns the facts about a name that a plan needs.
     fn facts(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Name> {
-        Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).map(Slot::facts).unwrap_or_default())
+        Ok(self
+            .read_dir_at(end.parent, dirs.dir(end.parent)?, end.name)?
+            .get(end.name)
+            .map(Slot::facts)
+            .unwrap_or_default())
     }
 
     /// Returns the object that the upper layer has under a name.
     fn in_upper(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>) -> Result<Option<Upper>> {
-        Ok(self.read_dir(end.parent, dirs.dir(end.parent)?)?.get(end.name).and_then(|slot| slot.upper))
+        Ok(self.read_dir_at(end.parent, dirs.dir(end.parent)?, end.name)?.get(end.name).and_then(|slot| slot.upper))
     }
 
     fn set_whiteout(&self, dirs: &mut Dirs<'_, L>, end: &End<'_, L>, whiteout: bool) -> Result<()> {
-        let names = self.read_dir(end.parent, dirs.dir(end.parent)?)?;
+        let names = self.read_dir_at(end.parent, dirs.dir(end.parent)?, end.name)?;
         names.entry(end.name).whiteout = whiteout;
         names.tidy(end.name);
         Ok(())
@@ -345,7 +353,7 @@ impl<L: Layer> Overlay<L> {
         }
         let upper = self.leave(dirs, old, plan.old_whiteout)?;
         if leaves_device {
-            let slot = self.read_dir(old.parent, dirs.dir(old.parent)?)?.entry(old.name);
+            let slot = self.read_dir_at(old.parent, dirs.dir(old.parent)?, old.name)?.entry(old.name);
             slot.upper = Some(Upper { kind: Kind::CharDev, ino: None });
         }
         self.arrive(dirs, new, node, upper)?;
@@ -413,7 +421,7 @@ impl<L: Layer> Overlay<L> {
             }
             Step::SyncNames(of) => self.sync_names(dirs.dir(end(of).parent)?),
             Step::Clear { opaque_first } => match target {
-                Some(target) => self.clear(&mut *target.dir()?, opaque_first),
+                Some(target) => self.clear(target, &mut *target.dir()?, opaque_first),
                 None => Ok(()),
             },
         }
@@ -475,7 +483,7 @@ impl<L: Layer> Overlay<L> {
         if let Some(origin) = origin {
             self.hid_name(origin);
         }
-        self.read_dir(parent, dir)?.entry(name).upper = Some(Upper { kind: node.kind(), ino });
+        self.read_dir_at(parent, dir, name)?.entry(name).upper = Some(Upper { kind: node.kind(), ino });
         Ok(())
     }
 
@@ -486,7 +494,7 @@ impl<L: Layer> Overlay<L> {
             return Ok(());
         }
         let mut dir = node.dir()?;
-        self.read_dir(node, &mut dir)?;
+        self.read_some(node, &mut dir)?;
         let own = self.known_upper(&dir)?;
         let redirect = dir.redirect.clone();
         let facts = Moved {
@@ -513,7 +521,7 @@ impl<L: Layer> Overlay<L> {
     /// Takes an object off its old name, which a whiteout may cover from now on. Returns what the
     /// upper layer had there.
     fn leave(&self, dirs: &mut Dirs<'_, L>, old: &End<'_, L>, whiteout: bool) -> Result<Option<Upper>> {
-        let names = self.read_dir(old.parent, dirs.dir(old.parent)?)?;
+        let names = self.read_dir_at(old.parent, dirs.dir(old.parent)?, old.name)?;
         let slot = names.entry(old.name);
         slot.child = None;
         slot.whiteout = whiteout;
@@ -531,7 +539,7 @@ impl<L: Layer> Overlay<L> {
         node: &Arc<Node<L>>,
         upper: Option<Upper>,
     ) -> Result<()> {
-        let slot = self.read_dir(new.parent, dirs.dir(new.parent)?)?.entry(new.name);
+        let slot = self.read_dir_at(new.parent, dirs.dir(new.parent)?, new.name)?.entry(new.name);
         slot.upper = upper;
         slot.child = Some(node.clone());
         self.known.add_name();
@@ -552,6 +560,6 @@ impl<L: Layer> Overlay<L> {
             Some(former) => *former = place,
             None => state.places.push(place),
         }
-        self.touch(node, &mut state);
+        self.redate(node, &mut state);
     }
 }

@@ -109,6 +109,21 @@ impl<L: Layer> Stack<L> {
         &self.roots[dir.layer]
     }
 
+    /// The number of layers.
+    pub fn len(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The root of the layer `level`, counted from the bottom.
+    pub fn level_root(&self, level: usize) -> Option<&Arc<LayerDir<L>>> {
+        self.roots.iter().rev().nth(level)
+    }
+
+    /// Opens a directory as a layer of its own, which is only read.
+    pub fn again(&self, dir: &LayerDir<L>) -> Result<L> {
+        self.layer(dir).below(&*self.open(dir)?, &self.path(dir), false)
+    }
+
     /// The layer of `dir`.
     pub fn layer(&self, dir: &LayerDir<L>) -> &L {
         &self.layers[dir.layer]
@@ -149,6 +164,11 @@ impl<L: Layer> Stack<L> {
     /// The topmost layer.
     pub fn top(&self) -> &L {
         &self.layers[0]
+    }
+
+    /// The layers, topmost first.
+    pub fn layers(&self) -> impl Iterator<Item = &L> {
+        self.layers.iter()
     }
 
     /// Makes a directory of layer `index` that stays open.
@@ -227,6 +247,27 @@ impl<L: Layer> Stack<L> {
         }
         names.extend(self.layer(dir).path().map(Path::as_os_str).map(OsStr::to_owned));
         names.iter().rev().collect()
+    }
+
+    /// Returns the place of the entry `name` of `dir` in a form that does not depend on this stack:
+    /// the layer, counted from the bottom, and the names from its root.
+    pub fn names_of(&self, dir: &LayerDir<L>, name: &OsStr) -> (usize, Vec<OsString>) {
+        let mut names = vec![name.to_owned()];
+        let mut place = self.parent(dir);
+        while let Some((above, name)) = place {
+            names.push(name);
+            place = self.parent(&above);
+        }
+        names.reverse();
+        (self.level(dir), names)
+    }
+
+    /// Returns the entry with these names in the layer `level`, counted from the bottom. None if
+    /// there is no such layer.
+    pub fn entry_of(&self, level: usize, mut names: Vec<OsString>) -> Option<(Arc<LayerDir<L>>, Arc<OsStr>)> {
+        let last = names.pop()?;
+        let dir = names.iter().fold(self.level_root(level)?.clone(), |dir, name| self.child(&dir, name));
+        Some((dir, last.as_os_str().into()))
     }
 
     /// Returns the attributes of the entry `name` of `dir`, marked.

@@ -1,19 +1,21 @@
 //! Removes a part of the upper layer that the lower layers show too.
 //!
 //! First directories whose opaque mark hides nothing else lose it. After that, on the disk, the
-//! rest goes, the deepest first. So the same is decided again after an end in between.
+//! rest goes in a second walk, the deepest first. So the same is decided again after an end in
+//! between.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::errno::{EIO, ENODATA, ENOENT, Error};
 use crate::format::DirMark;
-use crate::layer::{Kind, Layer, Object, Result, Time, entries};
+use crate::layer::{Kind, Layer, Object, Result, Time, some_entries};
 
 use super::Overlay;
+use super::file::Handle;
 use super::node::Node;
+use super::removal::remove_tree;
 
 /// A name of an upper directory.
 struct Own {
@@ -23,12 +25,16 @@ struct Own {
     whiteout: bool,
 }
 
-/// A directory of both trees.
+/// A directory of both trees. It is open in both, so that it is not evicted and read again.
 struct Both<L: Layer> {
     path: PathBuf,
-    node: Arc<Node<L>>,
-    below: Arc<Node<L>>,
+    node: Handle<L>,
+    below: Handle<L>,
 }
+
+/// A function for each directory of both trees that is entered. It gets the directory above and the
+/// name there, if that has a whiteout beside it, and returns whether the directory merges.
+type Enter<'f, L> = dyn FnMut(&Both<L>, Option<(&Both<L>, &OsStr)>) -> Result<bool> + 'f;
 
 impl<L: Layer> Overlay<L> {
     /// Removes everything from the upper layer that `below`, the tree of the lower layers, shows
@@ -40,74 +46,102 @@ impl<L: Layer> Overlay<L> {
     ///
     /// Those of the layers.
     pub fn thin_out(&self, below: &Overlay<L>, times: (Time, Time), stays: &dyn Fn(&Path) -> bool) -> Result<()> {
-        let root = Both { path: PathBuf::new(), node: self.root.clone(), below: below.root.clone() };
-        let mut dirs = Vec::new();
-        if self.let_merge(below, &root, None)? {
-            dirs.push(root);
-        }
-        let mut next = 0;
-        while let Some(dir) = dirs.get(next).map(|dir: &Both<L>| Both {
-            path: dir.path.clone(),
-            node: dir.node.clone(),
-            below: dir.below.clone(),
-        }) {
-            next += 1;
-            for own in self.own_names(&dir.node)?.iter().filter(|own| own.kind == Some(Kind::Dir)) {
-                let path = dir.path.join(&*own.name);
-                let Some(lower) = find(below, &dir.below, &own.name)?.filter(|lower| lower.kind() == Kind::Dir) else {
-                    continue;
-                };
-                if stays(&path) {
-                    continue;
-                }
-                let child = Both { path, node: self.lookup(&dir.node, &own.name)?, below: lower };
-                if self.let_merge(below, &child, own.whiteout.then_some((&dir, &*own.name)))? {
-                    dirs.push(child);
-                }
-            }
-        }
+        let let_merge = &mut |dir: &Both<L>, whiteout: Option<(&Both<L>, &OsStr)>| self.let_merge(below, dir, whiteout);
+        self.each_both(below, stays, let_merge, &mut |_| Ok(()))?;
         self.sync_upper()?;
-        while let Some(dir) = dirs.pop() {
-            self.thin_dir(below, &dir, stays)?;
-        }
+        let merges = &mut |dir: &Both<L>, whiteout: Option<(&Both<L>, &OsStr)>| self.merges(dir, whiteout.is_some());
+        self.each_both(below, stays, merges, &mut |dir| self.thin_dir(below, dir, stays))?;
         // The root below may have other times after an end in the next step.
         let (upper, top) = (self.upper()?.0, self.stack.upper_root().ok_or(Error::new(EIO))?);
         upper.set_times(Object::Dir(&*self.stack.open(top)?), times.0, times.1)
     }
 
-    /// Returns the names of a directory of the upper layer.
-    fn own_names(&self, node: &Arc<Node<L>>) -> Result<Vec<Own>> {
+    /// Walks through the directories of both trees that do not stay. Calls `enter` for each, and
+    /// `leave` after those in it if it merges. Only then those in it are part of the walk.
+    fn each_both(
+        &self,
+        below: &Overlay<L>,
+        stays: &dyn Fn(&Path) -> bool,
+        enter: &mut Enter<'_, L>,
+        leave: &mut dyn FnMut(&Both<L>) -> Result<()>,
+    ) -> Result<()> {
+        let root = Both { path: PathBuf::new(), node: self.open(&self.root), below: below.open(&below.root) };
+        let mut frames = Vec::new();
+        if enter(&root, None)? {
+            frames.push((root, Vec::new().into_iter(), Some(OsString::new())));
+        }
+        while let Some((dir, names, next)) = frames.last_mut() {
+            let Some(Own { name, kind, whiteout }) = names.next() else {
+                if let Some(from) = next.take() {
+                    let (own, behind) = self.own_names(dir.node.node(), &from)?;
+                    (*names, *next) = (own.into_iter(), behind);
+                } else {
+                    leave(dir)?;
+                    frames.pop();
+                }
+                continue;
+            };
+            let path = dir.path.join(&*name);
+            if kind != Some(Kind::Dir) || stays(&path) {
+                continue;
+            }
+            let Some(lower) = below.seek(dir.below.node(), &name)?.filter(|lower| lower.kind() == Kind::Dir) else {
+                continue;
+            };
+            let node = self.lookup(dir.node.node(), &name)?;
+            let child = Both { path, node: self.open(&node), below: below.open(&lower) };
+            if enter(&child, whiteout.then_some((dir, &*name)))? {
+                frames.push((child, Vec::new().into_iter(), Some(OsString::new())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory merges with the one below: it has no opaque mark, and no whiteout is
+    /// beside it.
+    fn merges(&self, dir: &Both<L>, has_whiteout: bool) -> Result<bool> {
         let _tree = self.tree.read();
-        let mut dir = node.dir()?;
-        let slots = self.read_dir(node, &mut dir)?.slots_mut();
-        let own = slots.filter(|slot| slot.upper.is_some() || slot.whiteout);
-        let own = own.map(|slot| Own {
-            name: slot.name.clone(),
-            kind: slot.upper.map(|upper| upper.kind),
-            whiteout: slot.whiteout,
-        });
-        Ok(own.collect())
+        let mut content = dir.node.node().dir()?;
+        self.read_some(dir.node.node(), &mut content)?;
+        Ok(!content.opaque && !has_whiteout)
+    }
+
+    /// Returns the names of a directory of the upper layer from `from` on: all, or those of a run.
+    /// Also returns the name at which the next run begins.
+    fn own_names(&self, node: &Arc<Node<L>>, from: &OsStr) -> Result<(Vec<Own>, Option<OsString>)> {
+        self.each_slot(node, from, |slot| {
+            (slot.upper.is_some() || slot.whiteout).then(|| Own {
+                name: slot.name.clone(),
+                kind: slot.upper.map(|upper| upper.kind),
+                whiteout: slot.whiteout,
+            })
+        })
     }
 
     /// Lets an opaque directory merge, unless that shows more. Returns whether it merges.
     /// `whiteout` is its name, if that has a whiteout beside it.
     fn let_merge(&self, below: &Overlay<L>, dir: &Both<L>, whiteout: Option<(&Both<L>, &OsStr)>) -> Result<bool> {
-        self.own_names(&dir.node)?;
-        if !dir.node.dir()?.opaque && whiteout.is_none() {
+        if self.merges(dir, whiteout.is_some())? {
             return Ok(true);
         }
         if !self.covers(below, dir)? {
             return Ok(false);
         }
-        let own = self.upper_dir(&dir.node)?;
+        let node = dir.node.node();
+        let own = self.upper_dir(node)?;
         {
-            let mut content = dir.node.dir()?;
-            self.keeping_times(&dir.node, &own, |open| self.remove_opaque(open))?;
+            let mut content = node.dir()?;
+            self.keeping_times(node, &own, |open| self.remove_opaque(open))?;
             content.opaque = false;
         }
         if let Some((above, name)) = whiteout {
-            let own = self.upper_dir(&above.node)?;
-            self.keeping_times(&above.node, &own, |_| self.remove_whiteout(&own, name))?;
+            let above = above.node.node();
+            let own = self.upper_dir(above)?;
+            let mut content = above.dir()?;
+            self.keeping_times(above, &own, |_| self.remove_whiteout(&own, name))?;
+            if let Some(slot) = self.read_dir_at(above, &mut content, name)?.get_mut(name) {
+                slot.whiteout = false;
+            }
         }
         Ok(true)
     }
@@ -126,49 +160,53 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether the upper directory has each name that the lower one shows, also further down.
     fn covers(&self, below: &Overlay<L>, top: &Both<L>) -> Result<bool> {
-        let mut dirs = vec![(top.node.clone(), top.below.clone())];
-        while let Some((node, lower)) = dirs.pop() {
-            let own: HashMap<_, _> = self.own_names(&node)?.into_iter().map(|own| (own.name, own.kind)).collect();
-            for (name, kind) in below.shown_names(&lower)? {
-                let Some(own) = own.get(&name) else { return Ok(false) };
-                if (*own, kind) == (Some(Kind::Dir), Kind::Dir) {
-                    dirs.push((self.lookup(&node, &name)?, below.lookup(&lower, &name)?));
+        let mut dirs = vec![(top.node.node().clone(), top.below.node().clone())];
+        let mut covers = true;
+        while let Some((node, lower)) = dirs.pop().filter(|_| covers) {
+            below.each_shown(&lower, &mut |name, kind| {
+                let _tree = self.tree.read();
+                let mut dir = node.dir()?;
+                let own = self.read_dir_at(&node, &mut dir, name)?.get(name);
+                let own = own.filter(|slot| slot.upper.is_some() || slot.whiteout).map(|slot| slot.upper);
+                covers &= own.is_some();
+                let is_dir = own.flatten().is_some_and(|upper| upper.kind == Kind::Dir) && kind == Kind::Dir;
+                if is_dir {
+                    dirs.push((self.find_in(&node, &mut dir, name)?, below.lookup(&lower, name)?));
                 }
-            }
+                Ok(())
+            })?;
         }
-        Ok(true)
+        Ok(covers)
     }
 
     /// Removes what can go from a directory, and the directory itself if it is empty then. Else it
     /// gets the times that it has below.
     fn thin_dir(&self, below: &Overlay<L>, dir: &Both<L>, stays: &dyn Fn(&Path) -> bool) -> Result<()> {
         let (upper, _) = self.upper()?;
-        let own = self.upper_dir(&dir.node)?;
+        let own = self.upper_dir(dir.node.node())?;
         let open = self.stack.open(&own)?;
-        for Own { name, kind, whiteout } in self.own_names(&dir.node)? {
-            if stays(&dir.path.join(&*name)) || kind == Some(Kind::Dir) {
-                continue;
+        let mut next = Some(OsString::new());
+        while let Some(from) = next {
+            let (names, behind) = self.own_names(dir.node.node(), &from)?;
+            for Own { name, kind, whiteout } in names {
+                if stays(&dir.path.join(&*name)) || kind == Some(Kind::Dir) {
+                    continue;
+                }
+                if whiteout && (kind.is_some() || below.seek(dir.below.node(), &name)?.is_none()) {
+                    self.remove_whiteout(&own, &name)?;
+                }
+                if kind.is_some() {
+                    remove_tree(&self.stack, &own, &name, Kind::File)?;
+                }
             }
-            if whiteout && (kind.is_some() || find(below, &dir.below, &name)?.is_none()) {
-                self.remove_whiteout(&own, &name)?;
-            }
-            if kind.is_some() {
-                self.remove_fixed(&open, &name)?;
-            }
+            next = behind;
         }
         if let Some((above, name)) = self.stack.parent(&own)
-            && entries(upper, &open)?.is_empty()
+            && some_entries(upper, &open, 1)?.is_empty()
         {
             return upper.remove_dir(&*self.stack.open(&above)?, &name);
         }
-        let stat = below.stat(&dir.below)?;
+        let stat = below.stat(dir.below.node())?;
         upper.set_times(Object::Dir(&*open), stat.atime, stat.mtime)
-    }
-}
-
-fn find<L: Layer>(overlay: &Overlay<L>, dir: &Arc<Node<L>>, name: &OsStr) -> Result<Option<Arc<Node<L>>>> {
-    match overlay.lookup(dir, name) {
-        Err(error) if error == Error::new(ENOENT) => Ok(None),
-        found => found.map(Some),
     }
 }

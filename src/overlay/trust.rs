@@ -99,7 +99,7 @@ impl<L: Layer> Overlay<L> {
     pub(super) fn author(&self, mark: &Stat) -> Option<Author> {
         let ours = mark.uid == 0 || mark.uid == self.stack.top().identity().uid;
         match mark.mode & 0o022 == 0 {
-            _ if self.trusted => None,
+            _ if self.settings.trusted => None,
             true if ours => None,
             true => Some(Author::User(mark.uid)),
             false => Some(Author::Several),

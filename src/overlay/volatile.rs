@@ -5,10 +5,13 @@
 //! overlayfs. So each of the two refuses a layer that the other has marked.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use crate::errno::{EEXIST, ENOENT, ENOTDIR};
 
-use crate::layer::{Error, Kind, Layer, Object, Result, remove_all};
+use super::removal::remove_tree;
+use super::stack::{LayerDir, Stack};
+use crate::layer::{Error, Kind, Layer, Object, Result};
 
 /// The path of the mark in the work directory.
 pub const MARK: &str = "work/incompat/volatile";
@@ -35,9 +38,9 @@ fn is_missing(error: &Error) -> bool {
 }
 
 /// Removes the mark, and the directories above it.
-pub fn unmark<L: Layer>(upper: &L, work: &L::Dir) -> Result<()> {
+pub fn unmark<L: Layer>(stack: &Stack<L>, work: &Arc<LayerDir<L>>) -> Result<()> {
     let top = MARK.split('/').next().unwrap_or(MARK);
-    remove_all(upper, work, OsStr::new(top), Kind::Dir)
+    remove_tree(stack, work, OsStr::new(top), Kind::Dir)
 }
 
 /// Puts the mark into a work directory that has none, and syncs it.

@@ -5,13 +5,13 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::errno::{E2BIG, EIO, ENOENT, ENOSPC, ERANGE, EXDEV, Error};
 
 use super::Overlay;
 use super::features::Feature;
-use super::names::Names;
-use super::node::Dir;
+use super::node::{Dir, Node};
 use super::stack::LayerDir;
 use super::trust::Way;
 use super::work::{discard, discard_dir, rename_built};
@@ -27,7 +27,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether a directory that lower layers have can be renamed.
     pub(super) fn can_redirect(&self) -> bool {
-        self.redirects && self.format().features().redirects
+        !self.settings.no_redirects && self.format().features().redirects
     }
 
     /// Creates the whiteout of `name`. A whiteout in place of the name needs that name to be free.
@@ -37,7 +37,7 @@ impl<L: Layer> Overlay<L> {
             WhiteoutMark::Beside(marker) => work.place_file(&self.stack, dir, &marker.name, &marker.content),
             WhiteoutMark::InPlace => {
                 let open = self.stack.open(dir)?;
-                upper.create_node(&open, name, Kind::CharDev, 0, 0, upper.identity())
+                upper.create_node(&open, name, Kind::CharDev, 0, 0, upper.identity()).map(drop)
             }
         }
     }
@@ -190,11 +190,12 @@ impl<L: Layer> Overlay<L> {
     /// order is such that those that are left let nothing show.
     ///
     /// Such a directory has a whiteout beside it, or no lower layer has its name. Else
-    /// `opaque_first` says to make it opaque first.
-    pub(super) fn clear(&self, dir: &mut Dir<L>, opaque_first: bool) -> Result<()> {
+    /// `opaque_first` says to make it opaque first. The handles of the directory show the times
+    /// from before.
+    pub(super) fn clear(&self, node: &Arc<Node<L>>, dir: &mut Dir<L>, opaque_first: bool) -> Result<()> {
         let (upper, _) = self.upper()?;
         let format = self.format();
-        let whiteouts = dir.names.as_ref().is_none_or(Names::has_whiteouts);
+        let whiteouts = dir.names.as_ref().is_none_or(|names| names.has_whiteouts() || !names.run().is_whole());
         let marked = format.features().reserved_names && (dir.opaque || dir.redirect.is_some() || dir.foreign);
         if !whiteouts && !marked {
             return Ok(());
@@ -203,7 +204,10 @@ impl<L: Layer> Overlay<L> {
         let open = self.stack.open(&own)?;
         let mut markers = entries(upper, &open)?;
         markers.sort_by_key(|(name, _)| format.clear_order(name));
-        if !markers.is_empty() {
+        if markers.is_empty() {
+            return Ok(());
+        }
+        let mut remove = |open: &L::Dir| {
             if opaque_first && !dir.lowers.is_empty() {
                 self.set_opaque(dir)?;
             }
@@ -211,10 +215,9 @@ impl<L: Layer> Overlay<L> {
             // reads the directory anew. It merges with nothing.
             dir.names = None;
             dir.lowers.clear();
-        }
-        for (name, _) in markers {
-            upper.unlink(&open, &name)?;
-        }
-        Ok(())
+            markers.iter().try_for_each(|(name, _)| upper.unlink(open, name))
+        };
+        let is_open = node.state.lock().handles > 0;
+        if is_open { self.keeping_times(node, &own, remove) } else { remove(&open) }
     }
 }

@@ -5,22 +5,25 @@
 //! methods here do what no program asks an overlay for: they make an upper layer independent of its
 //! work directory, bring data in from other layers, turn redirects, and empty the upper layer.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::iter;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::errno::{EIO, ENOENT, EOPNOTSUPP, EPERM, EXDEV, Error};
+use crate::errno::{EEXIST, EIO, ENOENT, EOPNOTSUPP, EXDEV, Error};
 
 use super::Overlay;
 use super::attr::Location;
 use super::file::Handle;
-use super::names::Upper;
-use super::node::Node;
-use super::progress::PIECE;
+use super::names::{Slot, Upper};
+use super::node::{LayerEntry, Node};
+use super::progress::PIECE as COPY_PIECE;
+use super::removal::{PIECE, remove_tree};
 use super::stack::LayerDir;
 use crate::format::{self, kernel};
-use crate::layer::{Access, Kind, Layer, Object, Result, Time, entries, write_all};
+use crate::layer::{Access, Kind, Layer, Object, Result, Time, some_entries, write_all};
 
 /// A directory of an upper layer with a redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,40 +56,82 @@ impl<L: Layer> Overlay<L> {
         if !linked && !metacopies {
             return Ok(());
         }
-        let mut dirs = vec![self.root.clone()];
-        while let Some(dir) = dirs.pop() {
-            for (name, kind) in self.shown_names(&dir)? {
-                let (in_upper, ino) = self.shown_place(&dir, &name)?;
+        self.each_dir(&self.root, &mut |_, dir| {
+            let mut inside = Vec::new();
+            self.each_shown(dir, &mut |name, kind| {
+                let (in_upper, ino) = self.shown_place(dir, name)?;
                 match (kind, in_upper) {
-                    (Kind::Dir, true) => dirs.push(self.lookup(&dir, &name)?),
-                    (Kind::Dir, false) if linked => dirs.push(self.lookup(&dir, &name)?),
+                    (Kind::Dir, true) => inside.push(name.clone()),
+                    (Kind::Dir, false) if linked => inside.push(name.clone()),
                     (Kind::File, true) if metacopies => {
-                        let node = self.lookup(&dir, &name)?;
-                        let _content = node.content.lock();
-                        self.bring_data(&node, u64::MAX)?;
+                        let node = self.lookup(dir, name)?;
+                        {
+                            let _content = node.content.lock();
+                            self.bring_data(&node, u64::MAX)?;
+                        }
+                        self.release(node);
                     }
                     (Kind::Dir, false) | (_, true) => {}
                     (_, false) if ino.is_some_and(|ino| !work.index().may_be_copied(ino)) => {}
-                    (_, false) => self.link_from_copy(&dir, &name)?,
+                    (_, false) => self.link_from_copy(dir, name)?,
                 }
-            }
+                Ok(())
+            })?;
+            Ok(inside)
+        })
+    }
+
+    /// Calls `each` with the visible names of a directory and their kinds, in runs that follow each
+    /// other. It may use the overlay.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the object is no directory.
+    ///
+    /// Those of `each`. Others of the layers.
+    pub fn each_shown(&self, dir: &Arc<Node<L>>, each: &mut dyn FnMut(&Arc<OsStr>, Kind) -> Result<()>) -> Result<()> {
+        let mut next = Some(OsString::new());
+        while let Some(from) = next {
+            let (names, behind) = self.shown_from(dir, &from)?;
+            names.iter().try_for_each(|(name, kind)| each(name, *kind))?;
+            next = behind;
         }
         Ok(())
     }
 
-    /// Returns the visible names of a directory, with their kinds.
-    pub(super) fn shown_names(&self, dir: &Arc<Node<L>>) -> Result<Vec<(Arc<OsStr>, Kind)>> {
+    /// Returns the visible names of a directory from `from` on, with their kinds: all, or those of
+    /// a run. Also returns the name at which the next run begins, if there may be more.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the object is no directory.
+    ///
+    /// Others of the layers.
+    #[expect(clippy::type_complexity, reason = "a list of pairs and a name")]
+    pub fn shown_from(&self, dir: &Arc<Node<L>>, from: &OsStr) -> Result<(Vec<(Arc<OsStr>, Kind)>, Option<OsString>)> {
+        self.each_slot(dir, from, |slot| Some((slot.name.clone(), slot.visible()?.kind)))
+    }
+
+    /// Returns what `of` returns for the names of a directory from `from` on, in all layers: for
+    /// all, or those of a run. Also returns the name at which the next run begins.
+    pub(super) fn each_slot<T>(
+        &self,
+        dir: &Arc<Node<L>>,
+        from: &OsStr,
+        of: impl FnMut(&Slot<L>) -> Option<T>,
+    ) -> Result<(Vec<T>, Option<OsString>)> {
         let _tree = self.tree.read();
         let mut content = dir.dir()?;
-        let names = self.read_dir(dir, &mut content)?;
-        Ok(names.slots_mut().filter_map(|slot| Some((slot.name.clone(), slot.visible()?.kind))).collect())
+        let names = self.read_dir_from(dir, &mut content, from)?;
+        let found = names.of_run(from).filter_map(of).collect();
+        Ok((found, names.run().to.clone()))
     }
 
     /// Returns whether the upper layer has a visible name, and the inode number of its layer.
     pub(super) fn shown_place(&self, dir: &Arc<Node<L>>, name: &OsStr) -> Result<(bool, Option<u64>)> {
         let _tree = self.tree.read();
         let mut content = dir.dir()?;
-        let slot = self.read_dir(dir, &mut content)?.get(name).ok_or(Error::new(ENOENT))?;
+        let slot = self.read_dir_at(dir, &mut content, name)?.get(name).ok_or(Error::new(ENOENT))?;
         Ok((slot.upper.is_some(), slot.visible().and_then(|shown| shown.ino)))
     }
 
@@ -94,13 +139,15 @@ impl<L: Layer> Overlay<L> {
     /// alone.
     pub(super) fn link_from_copy(&self, parent: &Arc<Node<L>>, name: &OsStr) -> Result<()> {
         let node = self.lookup(parent, name)?;
-        if node.state.lock().stored.work_name().is_none() {
-            return Ok(());
+        let is_in_work = node.state.lock().stored.work_name().is_some();
+        if is_in_work {
+            let to = self.upper_dir(parent)?;
+            let _content = node.content.lock();
+            let _tree = self.tree.read();
+            self.link_name(&mut *parent.dir()?, (parent, name), &to, &node)?;
         }
-        let to = self.upper_dir(parent)?;
-        let _content = node.content.lock();
-        let _tree = self.tree.read();
-        self.link_name(&mut *parent.dir()?, (parent, name), &to, &node)
+        self.release(node);
+        Ok(())
     }
 
     /// Fills an empty file with the data of a file of another overlay, which may be this one. The
@@ -138,7 +185,7 @@ impl<L: Layer> Overlay<L> {
                 && let Some(data) = other.next_data_open(&from, at)?
                 && data.start < size
             {
-                at = data.end.min(size).min(data.start + PIECE);
+                at = data.end.min(size).min(data.start + COPY_PIECE);
                 if from.from_lower.is_some() {
                     let mut bytes = vec![0; (at - data.start) as usize];
                     let read = other.read_open(&from, &mut bytes, data.start)?;
@@ -155,15 +202,22 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Gives a file of a layer of another overlay a further name, in a directory of the upper
-    /// layer. Both names are of one file then. The name must be free in every layer.
+    /// layer. Both names are of one file then. The name must be free in every layer, without a
+    /// whiteout.
     ///
     /// # Errors
     ///
-    /// - EXDEV: the two layers are not on one filesystem.
+    /// - EXDEV: the two layers are not on one filesystem, or the file has attributes that mean
+    ///   something only in its own layer.
+    /// - EEXIST: the name is not free.
     /// - EROFS: there is no upper layer.
     ///
     /// Others of [`Layer::link`].
-    pub fn link_from(&self, dir: &Arc<Node<L>>, name: &OsStr, other: &Overlay<L>, from: &Arc<Node<L>>) -> Result<()> {
+    pub fn link_from(
+        &self,
+        (dir, name): (&Arc<Node<L>>, &OsStr),
+        (other, from): (&Overlay<L>, &Arc<Node<L>>),
+    ) -> Result<()> {
         let (upper, _) = self.upper()?;
         let Location::Entry(from_dir, from_name) = other.location(&from.state.lock()) else {
             return Err(Error::new(EXDEV));
@@ -171,14 +225,93 @@ impl<L: Layer> Overlay<L> {
         let to = self.upper_dir(dir)?;
         let _tree = self.tree.read();
         let mut content = dir.dir()?;
-        self.check_free(dir, &mut content, name)?;
+        if self.check_free(dir, &mut content, name)? {
+            return Err(Error::new(EEXIST));
+        }
         let source = other.stack.open(&from_dir)?;
-        upper.link(Object::Entry(&*source, &from_name), &*self.stack.open(&to)?, name)?;
-        let slot = self.read_dir(dir, &mut content)?.entry(name);
+        let object = Object::Entry(&*source, &from_name);
+        let attributes = format::attribute::names(other.stack.layer(&from_dir), object)?;
+        if !attributes.iter().all(|name| format::attribute::is_plain(name)) {
+            return Err(Error::new(EXDEV));
+        }
+        upper.link(object, &*self.stack.open(&to)?, name)?;
+        let slot = self.read_dir_at(dir, &mut content, name)?.entry(name);
         slot.upper = Some(Upper { kind: from.kind(), ino: None });
         self.known.add_name();
         self.touch(dir, &mut dir.state.lock());
         Ok(())
+    }
+
+    /// Whether an object and one of another overlay are the same object of a filesystem.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`].
+    pub fn is_same_object(&self, node: &Arc<Node<L>>, (other, theirs): (&Overlay<L>, &Arc<Node<L>>)) -> Result<bool> {
+        let (ours, theirs) = (self.identity(node)?, other.identity(theirs)?);
+        Ok(ours.is_some() && ours == theirs)
+    }
+
+    /// Returns the ranges of a regular file of `size` bytes whose data may differ from those of a
+    /// file of another overlay with the same size. The two show the same data elsewhere, since they
+    /// take them from one file: a partial copy and a file with only metadata from their original.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layer::stat`] and [`Layer::xattrs`].
+    pub fn unshared(
+        &self,
+        node: &Arc<Node<L>>,
+        (other, theirs): (&Overlay<L>, &Arc<Node<L>>),
+        size: u64,
+    ) -> Result<impl Iterator<Item = Range<u64>> + use<L>> {
+        let partial = node.state.lock().stored.partial().cloned();
+        let source = partial.as_ref().map_or_else(|| self.entry_of(node), |partial| Some(partial.source().clone()));
+        let is_theirs_whole = theirs.state.lock().stored.partial().is_none();
+        let data = if is_theirs_whole { self.data_of(source)? } else { None };
+        let is_shared = data.is_some() && data == other.data_of(other.entry_of(theirs))?;
+        let partial = partial.filter(|_| is_shared);
+        let mut at = if is_shared && partial.is_none() { size } else { 0 };
+        Ok(iter::from_fn(move || {
+            while at < size {
+                let (is_below, end) = partial.as_ref().map_or((false, size), |partial| partial.run(at, size));
+                let run = at..end.min(size);
+                at = run.end;
+                if !is_below {
+                    return Some(run);
+                }
+            }
+            None
+        }))
+    }
+
+    /// Returns the entry of an object, if it has one.
+    fn entry_of(&self, node: &Arc<Node<L>>) -> Option<LayerEntry<L>> {
+        match self.location(&node.state.lock()) {
+            Location::Entry(dir, name) => Some((dir, name)),
+            _ => None,
+        }
+    }
+
+    /// Returns the filesystem of the file that has the data of a regular file, and its number
+    /// there.
+    fn data_of(&self, entry: Option<LayerEntry<L>>) -> Result<Option<(u64, u64)>> {
+        let found = entry.map(|(dir, name)| self.find_all_data(dir, &name)).transpose()?.flatten();
+        let number = |(dir, name): (Arc<LayerDir<L>>, OsString)| {
+            self.stack.layer(&dir).stat(Object::Entry(&*self.stack.open(&dir)?, &name)).map(|stat| (stat.dev, stat.ino))
+        };
+        found.map(number).transpose()
+    }
+
+    /// Returns the filesystem of an object, and its number there. None if no layer has a name of
+    /// it.
+    fn identity(&self, node: &Arc<Node<L>>) -> Result<Option<(u64, u64)>> {
+        let attr = self.layer_attr(node)?;
+        Ok(match self.location(&node.state.lock()) {
+            // The mark is its own inverse.
+            Location::Entry(dir, _) | Location::Root(dir) => Some((self.stack.mark(&dir, attr).dev, attr.ino)),
+            Location::File(_) | Location::Nowhere => None,
+        })
     }
 
     /// Returns the index of the layer that has the object, from the topmost. None if only an open
@@ -198,26 +331,52 @@ impl<L: Layer> Overlay<L> {
     /// Those of the layers.
     pub fn redirects(&self) -> Result<Vec<Redirected>> {
         let mut found = Vec::new();
-        let mut dirs = vec![(PathBuf::new(), self.root.clone())];
-        while let Some((path, node)) = dirs.pop() {
-            let mut inside = Vec::new();
-            {
-                let _tree = self.tree.read();
-                let mut dir = node.dir()?;
-                let names = self.read_dir(&node, &mut dir)?;
-                let is_upper_dir = |upper: &Upper| upper.kind == Kind::Dir;
-                inside.extend(
-                    names
-                        .slots_mut()
-                        .filter(|slot| slot.upper.as_ref().is_some_and(is_upper_dir))
-                        .map(|slot| slot.name.clone()),
-                );
-                if let Some(way) = dir.redirect.as_ref().filter(|way| !dir.opaque && way.path != path) {
-                    found.push(Redirected { at: path.clone(), to: way.path.clone(), merges: !dir.lowers.is_empty() });
-                }
+        self.each_dir(&self.root, &mut |path, node| {
+            let is_upper_dir = |slot: &Slot<L>| slot.upper.is_some_and(|upper| upper.kind == Kind::Dir);
+            let (mut inside, mut next) = (Vec::new(), Some(OsString::new()));
+            while let Some(from) = next {
+                let (dirs, behind) =
+                    self.each_slot(node, &from, |slot| is_upper_dir(slot).then(|| slot.name.clone()))?;
+                inside.extend(dirs);
+                next = behind;
             }
-            for name in inside {
-                dirs.push((path.join(&*name), self.lookup(&node, &name)?));
+            let _tree = self.tree.read();
+            let dir = node.dir()?;
+            if let Some(way) = dir.redirect.as_ref().filter(|way| !dir.opaque && way.path != path) {
+                found.push(Redirected { at: path.to_owned(), to: way.path.clone(), merges: !dir.lowers.is_empty() });
+            }
+            Ok(inside)
+        })?;
+        Ok(found)
+    }
+
+    /// Returns the path of an object of the upper layer whose name would be a mark in a lower
+    /// layer. Only the kernel's format has such names. Leaves out what `skips` returns true
+    /// for.
+    ///
+    /// # Errors
+    ///
+    /// Those of the layers.
+    pub fn mark_like(&self, skips: &dyn Fn(&Path) -> bool) -> Result<Option<PathBuf>> {
+        let mut dirs = vec![(PathBuf::new(), self.root.clone())];
+        let mut found = None;
+        while let Some((path, dir)) = dirs.pop().filter(|_| !self.format().features().reserved_names) {
+            self.each_shown(&dir, &mut |name, kind| {
+                let (in_upper, _) = self.shown_place(&dir, name)?;
+                let at = path.join(&**name);
+                if !in_upper || skips(&at) {
+                    return Ok(());
+                }
+                if kind == Kind::Dir {
+                    dirs.push((at.clone(), self.lookup(&dir, name)?));
+                }
+                if format::is_reserved(name) {
+                    found.get_or_insert(at);
+                }
+                Ok(())
+            })?;
+            if found.is_some() {
+                break;
             }
         }
         Ok(found)
@@ -234,7 +393,7 @@ impl<L: Layer> Overlay<L> {
         let _tree = self.tree.read();
         {
             let mut dir = node.dir()?;
-            self.read_dir(node, &mut dir)?;
+            self.read_some(node, &mut dir)?;
             if dir.lowers.is_empty() {
                 return Ok(false);
             }
@@ -278,6 +437,17 @@ impl<L: Layer> Overlay<L> {
         self.upper()?.0.set_times(Object::Dir(&*self.stack.open(&own)?), atime, mtime)
     }
 
+    /// Forgets the numbers and the other names of copies, of which there may be a million. After
+    /// that no object may be looked up. For an upper layer that is whole, and about to be
+    /// emptied.
+    #[cfg(feature = "layer-tools")]
+    pub fn forget_copies(&self) {
+        self.inodes.forget_copies();
+        if let Some(index) = self.copies() {
+            index.forget_copies();
+        }
+    }
+
     /// Syncs everything that was written to the upper layer, also in a volatile overlay.
     ///
     /// # Errors
@@ -295,7 +465,7 @@ impl<L: Layer> Overlay<L> {
     pub fn is_upper_empty(&self) -> Result<bool> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
-        Ok(entries(upper, &*self.stack.open(root)?)?.iter().all(|(name, _)| name == format::WORK))
+        Ok(some_entries(upper, &*self.stack.open(root)?, 2)?.iter().all(|(name, _)| name == format::WORK))
     }
 
     /// Removes everything from the upper layer but its root, the attributes of the root, and its
@@ -308,10 +478,13 @@ impl<L: Layer> Overlay<L> {
         let (upper, _) = self.upper()?;
         let root = self.stack.upper_root().ok_or(Error::new(EIO))?;
         let open = self.stack.open(root)?;
-        for (name, kind) in entries(upper, &open)? {
-            if name != format::WORK {
-                self.remove_tree(root, &name, kind)?;
+        loop {
+            let mut entries = some_entries(upper, &open, PIECE)?;
+            entries.retain(|(name, _)| name != format::WORK);
+            if entries.is_empty() {
+                break;
             }
+            entries.into_iter().try_for_each(|(name, kind)| remove_tree(&self.stack, root, &name, kind))?;
         }
         self.unmark_root(&open)?;
         upper.set_times(Object::Dir(&*open), atime, mtime)
@@ -329,44 +502,5 @@ impl<L: Layer> Overlay<L> {
             }
         }
         Ok(())
-    }
-
-    /// Removes an entry of a directory of the upper layer with its content. It works without
-    /// recursion, since a tree may be deep.
-    fn remove_tree(&self, dir: &Arc<LayerDir<L>>, name: &OsStr, kind: Kind) -> Result<()> {
-        let (upper, _) = self.upper()?;
-        if kind != Kind::Dir {
-            return self.remove_fixed(&*self.stack.open(dir)?, name);
-        }
-        let mut dirs = vec![self.stack.child(dir, name)];
-        while let Some(dir) = dirs.last().cloned() {
-            let open = self.stack.open(&dir)?;
-            let count = dirs.len();
-            for (name, kind) in entries(upper, &open)? {
-                match kind {
-                    Kind::Dir => dirs.push(self.stack.child(&dir, &name)),
-                    _ => self.remove_fixed(&open, &name)?,
-                }
-            }
-            if dirs.len() == count
-                && let Some((above, name)) = self.stack.parent(&dir)
-            {
-                upper.remove_dir(&*self.stack.open(&above)?, &name)?;
-                dirs.pop();
-            }
-        }
-        Ok(())
-    }
-
-    /// Unlinks an entry, also one that its flags forbid to unlink.
-    pub(super) fn remove_fixed(&self, dir: &L::Dir, name: &OsStr) -> Result<()> {
-        let (upper, _) = self.upper()?;
-        match upper.unlink(dir, name) {
-            Err(error) if error.errno == EPERM && upper.stat(Object::Entry(dir, name))?.fixed.is_any() => {
-                upper.set_flags(Object::Entry(dir, name), 0)?;
-                upper.unlink(dir, name)
-            }
-            removed => removed,
-        }
     }
 }

@@ -13,22 +13,21 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EROFS, EWOULDBLOCK, Error};
 
 use super::Settings;
+use super::claims::Claims;
 use super::commit::JOURNAL;
 use super::ctime::{CTIMES, Ctimes};
 use super::detect::detect;
 use super::features::{self, Feature, Features, Need, Unknown};
-use super::holder::{Holder, RECORD as HOLDER, RECORD_MAX, hold};
-use super::index::{self, Index, NAMES};
-use super::inode::Claims;
+use super::holder::{Holder, LOCK, RECORD as HOLDER, RECORD_MAX, hold, hold_on_all_hosts};
+use super::index::{self, Index, Known, NAMES};
 use super::record::{RECORD, Record};
+use super::removal::remove_tree;
 use super::stack::{LayerDir, Stack};
 use super::times::Times;
 use super::volatile::{is_marked, mark, unmark};
 use crate::format::listing::kind_of;
 use crate::format::{self, Format};
-use crate::layer::{
-    Access, Kind, Layer, Object, RenameMode, Result, acl, ensure_file, entries, read_start, remove_all, write_all,
-};
+use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, acl, ensure_file, read_start, write_all};
 use crate::sync::Lock;
 
 /// The prefix of the names of objects under construction.
@@ -79,6 +78,10 @@ pub enum Refused {
     Feature(Unknown),
     /// A commit of the upper layer is not finished; or one that writes to this lower layer.
     Commit(Option<PathBuf>),
+    /// The upper layer belongs to a chain of snapshots, and no chain is named.
+    Snapshots,
+    /// The directory for snapshots cannot be used; the text says why, after "it".
+    Chain(String),
     /// A layer returned an error.
     Layer(Error),
 }
@@ -139,10 +142,16 @@ impl fmt::Display for Refused {
                     .map_or("of the upper layer".to_owned(), |lower| format!("to the lower layer {}", lower.display()));
                 write!(f, "a commit {what} was interrupted; overlayfs-layer commit --resume finishes it")
             }
+            Refused::Snapshots => f.write_str(OF_CHAIN),
+            Refused::Chain(why) => write!(f, "the directory for snapshots cannot be used: it {why}"),
             Refused::Layer(error) => write!(f, "a layer cannot be used: {error}"),
         }
     }
 }
+
+/// Explains [`Refused::Snapshots`].
+const OF_CHAIN: &str = "the upper layer belongs to a chain of snapshots, so only a mount that names their directory \
+                        (snapshots=DIR) writes to it";
 
 /// Explains a layer that refuses markers. `xattrs` says whether it has extended attributes.
 fn no_markers(error: Error, xattrs: bool) -> String {
@@ -183,6 +192,8 @@ impl From<Refused> for Error {
             | Refused::Indexed
             | Refused::Feature(_)
             | Refused::Commit(_)
+            | Refused::Snapshots
+            | Refused::Chain(_)
             | Refused::Foreign(_) => Error::new(EINVAL),
         }
     }
@@ -210,8 +221,9 @@ pub struct Work<L: Layer> {
 
 impl<L: Layer> Work<L> {
     /// Locks the upper layer of `stack` and the work directory, and sweeps the latter. Also returns
-    /// the inode numbers of copies, and the times of last change of status, that earlier mounts
-    /// showed.
+    /// the inode numbers of copies that earlier mounts showed. `below` has the facts and the times
+    /// of last change of status of frozen layers; the function adds to these times. `in_chain` says
+    /// whether the mount names the chain of the layer.
     ///
     /// # Errors
     ///
@@ -220,16 +232,18 @@ impl<L: Layer> Work<L> {
         stack: &Stack<L>,
         layer: Option<L>,
         settings: Settings,
-    ) -> std::result::Result<(Self, Claims, Ctimes), Refused> {
+        below: (Known, &Ctimes),
+        in_chain: bool,
+    ) -> std::result::Result<(Self, Claims), Refused> {
         let (Some(upper), Some(root)) = (stack.upper(), stack.upper_root()) else {
             return Err(Refused::NoLayer);
         };
         let root = stack.open(root)?;
-        let take = |wanted: &L| match hold(wanted)? {
+        let taken = |is_taken: bool| match is_taken {
             true => Ok(()),
             false => Err(Refused::Held(holder(upper, &root, layer.as_ref()))),
         };
-        take(upper)?;
+        taken(hold(upper)?)?;
         let known = detect(stack, settings.format)?;
         if layer.is_none() && known.is_kernel() {
             // The kernel would show a work directory inside the upper layer.
@@ -237,51 +251,54 @@ impl<L: Layer> Work<L> {
         }
         let dir = match &layer {
             Some(layer) => {
-                take(layer)?;
+                taken(hold(layer)?)?;
                 layer.root()?
             }
             None => make_inside(upper, &root)?,
         };
-        if upper.stat(Object::Dir(&dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
+        let place = stack.anchored(0, dir);
+        let open = stack.open(&place)?;
+        let dir = &*open;
+        taken(hold_on_all_hosts(layer.as_ref().unwrap_or(upper), dir)?)?;
+        if upper.stat(Object::Dir(dir))?.dev != upper.stat(Object::Dir(&*root))?.dev {
             return Err(Refused::OtherFilesystem);
         }
-        let mut left = entries(upper, &dir)?;
+        let mut left = entries_but_links(upper, dir)?;
         if let Some((name, _)) = left.iter().find(|(name, kind)| !is_ours(name, *kind)) {
             return Err(Refused::Foreign(name.clone()));
         }
-        let before = Record::read(upper, &dir)?;
-        before.iter().try_for_each(|before| before.check(Need::ReadOnly, settings.commits, None))?;
+        let before = Record::read(upper, dir)?;
+        before.iter().try_for_each(|before| check_record(before, settings.commits, in_chain))?;
         let volatile = settings.volatile;
-        hand_down_nothing(upper, &dir)?;
-        check_volatile(upper, &dir, settings)?;
-        known.check_work(upper, &dir)?;
-        let times = try_layer(upper, &dir)?;
+        hand_down_nothing(upper, dir)?;
+        check_volatile(upper, dir, settings)?;
+        known.check_work(upper, dir)?;
+        let times = try_layer(upper, dir)?;
         // A work directory inside the upper layer has a reserved name itself. So that name is
         // possible.
-        let known = if layer.is_some() { known.if_possible(upper, &dir, settings.format)? } else { known };
-        left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
-        sweep(upper, &dir, &left)?;
+        let known = if layer.is_some() { known.if_possible(upper, dir, settings.format)? } else { known };
+        let next = leave_in_use(&mut left, settings.succeeds);
+        sweep(stack, &place, &left)?;
         let commits = before.as_ref().is_some_and(|before| before.features.has(Feature::Commit));
         if !commits && left.iter().any(|(name, _)| name == JOURNAL) {
             // The commit did not get as far as to mark the layer.
-            upper.unlink(&dir, OsStr::new(JOURNAL))?;
+            upper.unlink(dir, OsStr::new(JOURNAL))?;
         }
-        let format = known.ensure_marked(upper, &root, &dir)?;
+        let format = known.ensure_marked(upper, &root, dir)?;
         if volatile {
-            mark(upper, &dir)?;
+            mark(upper, dir)?;
         }
         let now = Record::of(stack).map(|now| now.continued(before.as_ref()));
         let same_lowers = matches!((&now, &before), (Ok(now), Some(before)) if now.difference(before).is_none());
-        let ctimes = Ctimes::open(upper, &dir);
-        let (index, claims) = Index::open(upper, &dir, volatile, same_lowers, &ctimes)?;
+        below.1.read(upper, dir);
+        let (index, claims) = Index::open(upper, dir, below.0, volatile, same_lowers, below.1)?;
         let now = now.map(|now| upgraded(now, stack, format, &index));
         let now = now.and_then(|now| if volatile { Ok(now) } else { without_gone(now, stack, &index) });
-        let record = remember(now, before, upper, &dir, volatile);
-        let dir = stack.anchored(0, dir);
-        let (next, marked) = (AtomicU64::new(0), AtomicBool::new(volatile));
+        let record = remember(now, before, upper, dir, volatile);
+        let (next, marked) = (AtomicU64::new(next), AtomicBool::new(volatile));
         let recorded = AtomicU32::new(record.features.bits());
         let record = Lock::new(record);
-        Ok((Work { dir, layer, next, volatile, marked, format, times, index, record, recorded }, claims, ctimes))
+        Ok((Work { dir: place, layer, next, volatile, marked, format, times, index, record, recorded }, claims))
     }
 
     /// The facts about copies that the next mount needs.
@@ -323,7 +340,7 @@ impl<L: Layer> Work<L> {
         }
         let open = stack.open(&self.dir)?;
         self.index.finish(upper, &open)?;
-        sweep(upper, &open, &entries(upper, &open)?)
+        sweep(stack, &self.dir, &entries_but_links(upper, &open)?)
     }
 
     /// Whether the directory is inside the upper layer.
@@ -340,7 +357,7 @@ impl<L: Layer> Work<L> {
     /// Removes the mark of a volatile overlay: everything is synced.
     pub fn rest(&self, stack: &Stack<L>) -> Result<()> {
         if self.marked.swap(false, Ordering::AcqRel) {
-            unmark(stack.layer(&self.dir), &*stack.open(&self.dir)?)?;
+            unmark(stack, &self.dir)?;
         }
         Ok(())
     }
@@ -412,6 +429,20 @@ impl<L: Layer> Work<L> {
     }
 }
 
+/// Returns the number in a name that [`Work::name`] made. None: it made no such name.
+fn number_of(name: &OsStr) -> Option<u64> {
+    u64::from_str_radix(name.to_str()?.strip_prefix(TEMP)?, 16).ok()
+}
+
+/// Takes the names of trials out of a list, which are gone. For an overlay that `succeeds` another
+/// one it also takes out the files without a name, which are in use. Returns the next free number
+/// of a name.
+fn leave_in_use(left: &mut Vec<(OsString, Kind)>, succeeds: bool) -> u64 {
+    left.retain(|(name, _)| !TRIAL.iter().chain([&TRIAL_MARKER]).any(|trial| name == trial));
+    let is_in_use = |entry: &mut (OsString, Kind)| succeeds && entry.1 == Kind::File && number_of(&entry.0).is_some();
+    left.extract_if(.., is_in_use).filter_map(|(name, _)| number_of(&name)).max().map_or(0, |number| number + 1)
+}
+
 /// Opens the work directory inside the upper layer, and makes it if there is none.
 fn make_inside<L: Layer>(upper: &L, root: &L::Dir) -> std::result::Result<L::Dir, Refused> {
     let name = OsStr::new(format::WORK);
@@ -422,10 +453,18 @@ fn make_inside<L: Layer>(upper: &L, root: &L::Dir) -> std::result::Result<L::Dir
     }
 }
 
+/// Refuses an upper layer that this version cannot write to, or that only a mount of its chain may
+/// write to.
+fn check_record(record: &Record, commits: bool, in_chain: bool) -> std::result::Result<(), Refused> {
+    record.check(Need::ReadOnly, commits, None)?;
+    if record.features.has(Feature::Snapshots) && !in_chain { Err(Refused::Snapshots) } else { Ok(()) }
+}
+
 /// Refuses an upper layer with the mark of a volatile overlay, unless the settings use it.
 fn check_volatile<L: Layer>(upper: &L, dir: &L::Dir, settings: Settings) -> std::result::Result<(), Refused> {
     match (is_marked(upper, dir)?, settings.reuse_volatile) {
         (false, _) => {}
+        (true, _) if settings.succeeds && settings.volatile => {}
         (true, false) => return Err(Refused::Volatile),
         (true, true) => log::warn!("the option reuse_volatile mounts the upper layer, though it may be damaged"),
     }
@@ -559,13 +598,25 @@ pub fn is_ours(name: &OsStr, kind: Kind) -> bool {
 
 /// Whether the next mount needs the entry `name` of the work directory.
 pub fn is_kept(name: &OsStr, kind: Kind) -> bool {
-    index::is_kept(name, kind) || kind == Kind::File && (name == RECORD || name == JOURNAL)
+    index::is_kept(name, kind) || kind == Kind::File && [RECORD, JOURNAL, LOCK].iter().any(|kept| name == *kept)
+}
+
+/// Returns the entries of a work directory. Leaves out the index entries, which the index reads:
+/// there may be a million.
+pub fn entries_but_links<L: Layer>(layer: &L, dir: &L::Dir) -> Result<Vec<(OsString, Kind)>> {
+    let mut entries = Vec::new();
+    layer.list(dir, &mut |entry| {
+        if entry.kind == Kind::Dir || !index::is_link(entry.name) {
+            entries.push((entry.name.to_owned(), entry.kind));
+        }
+    })?;
+    Ok(entries)
 }
 
 /// Removes all of these entries of the work directory that the next mount does not need.
-fn sweep<L: Layer>(layer: &L, dir: &L::Dir, entries: &[(OsString, Kind)]) -> Result<()> {
+fn sweep<L: Layer>(stack: &Stack<L>, dir: &Arc<LayerDir<L>>, entries: &[(OsString, Kind)]) -> Result<()> {
     let mut swept = entries.iter().filter(|(name, kind)| !is_kept(name, *kind));
-    swept.try_for_each(|(name, kind)| remove_all(layer, dir, name, *kind))
+    swept.try_for_each(|(name, kind)| remove_tree(stack, dir, name, *kind))
 }
 
 /// Removes an object that was built in vain. After a failure the next mount sweeps it.
@@ -593,8 +644,8 @@ pub(super) fn rename_built<L: Layer>(
 }
 
 /// Does the same as [`discard`], for an object of any kind, with the marks in a directory.
-pub(super) fn discard_built<L: Layer>(layer: &L, dir: &L::Dir, name: &OsStr, kind: Kind) {
-    warn_of(name, remove_all(layer, dir, name, kind));
+pub(super) fn discard_built<L: Layer>(stack: &Stack<L>, dir: &Arc<LayerDir<L>>, name: &OsStr, kind: Kind) {
+    warn_of(name, remove_tree(stack, dir, name, kind));
 }
 
 fn warn_of(name: &OsStr, removed: Result<()>) {

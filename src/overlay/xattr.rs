@@ -13,10 +13,10 @@ use crate::errno::{EEXIST, EINVAL, ENODATA, ENOENT, EOPNOTSUPP, EOVERFLOW, Error
 use super::Overlay;
 use super::attr::Location;
 use super::copy_up::For;
-use super::node::Node;
+use super::node::{Node, State};
 use super::stack::LayerDir;
 use crate::format::attribute;
-use crate::layer::{Kind, Layer, Object, Result, Time, XattrMode, acl};
+use crate::layer::{CAPABILITY, Kind, Layer, Object, Result, Time, XattrMode, acl};
 
 /// The maximum length of the name of an extended attribute, in bytes.
 const NAME_MAX: usize = 255;
@@ -36,7 +36,21 @@ impl<L: Layer> Overlay<L> {
     /// - ENODATA: the object has no attribute `name`.
     /// - EOPNOTSUPP: the layer has no extended attributes, or `name` is too long.
     pub fn xattr(&self, node: &Arc<Node<L>>, name: &OsStr) -> Result<Vec<u8>> {
-        self.stored_xattr(node, &stored(name)?)
+        if name == CAPABILITY { self.capability(node) } else { self.stored_xattr(node, &stored(name)?) }
+    }
+
+    /// Returns the file capability. The kernel of a front end may ask for it before each write, so
+    /// the state of the node knows if there is none.
+    fn capability(&self, node: &Arc<Node<L>>) -> Result<Vec<u8>> {
+        let value = self.on_state(node, |layer, object, state| {
+            if state.lacks_capability {
+                return Err(Error::new(ENODATA));
+            }
+            let value = layer.xattr(object, OsStr::new(CAPABILITY));
+            state.lacks_capability = value.as_ref().is_err_and(|error| error.errno == ENODATA);
+            value
+        });
+        value?.ok_or(Error::new(ENODATA))
     }
 
     /// Does the same as [`Overlay::xattr`], with the name by which layers store the attribute.
@@ -141,9 +155,12 @@ impl<L: Layer> Overlay<L> {
         self.ensure_copied_up(node, For::Change)?;
         self.complete_for(node, name)?;
         let _content = node.content.lock();
-        let changed = self.on_object(node, |layer, object| match change {
-            Change::Set(value, mode) => layer.set_xattr(object, &stored, value, mode),
-            Change::Remove => layer.remove_xattr(object, &stored),
+        let changed = self.on_state(node, |layer, object, state| {
+            state.lacks_capability &= name != CAPABILITY;
+            match change {
+                Change::Set(value, mode) => layer.set_xattr(object, &stored, value, mode),
+                Change::Remove => layer.remove_xattr(object, &stored),
+            }
         });
         changed?.ok_or(Error::new(ENOENT))?;
         let mut state = node.state.lock();
@@ -187,15 +204,24 @@ impl<L: Layer> Overlay<L> {
         node: &Arc<Node<L>>,
         call: impl FnOnce(&L, Object<'_, L>) -> Result<T>,
     ) -> Result<Option<T>> {
+        self.on_state(node, |layer, object, _| call(layer, object))
+    }
+
+    /// Does the same as [`Overlay::on_object`], for a call that uses the state of the node.
+    fn on_state<T>(
+        &self,
+        node: &Arc<Node<L>>,
+        call: impl FnOnce(&L, Object<'_, L>, &mut State<L>) -> Result<T>,
+    ) -> Result<Option<T>> {
         let _tree = self.tree.read();
         // The lock lasts until the layer returns, so that the name stays the object's.
-        let state = node.state.lock();
-        Ok(match &self.location(&state) {
-            Location::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?))?),
+        let state = &mut *node.state.lock();
+        Ok(match &self.location(state) {
+            Location::Root(dir) => Some(call(self.stack.layer(dir), Object::Dir(&*self.stack.open(dir)?), state)?),
             Location::Entry(dir, name) => {
-                Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name))?)
+                Some(call(self.stack.layer(dir), Object::Entry(&*self.stack.open(dir)?, name), state)?)
             }
-            Location::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file))?),
+            Location::File(open) => Some(call(self.stack.layer(&open.dir), Object::File(&open.file), state)?),
             Location::Nowhere => None,
         })
     }

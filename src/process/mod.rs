@@ -1,15 +1,20 @@
 //! The process of a daemon, on Redox and on Linux.
 //!
 //! This file forks, and leaves the caller of the daemon. `streams` replaces the standard streams,
-//! and `signals` blocks signals.
+//! `signals` blocks signals, `ids` lets the process act with other ids, and `descriptors` passes
+//! descriptors to another process.
 
+#[cfg(feature = "scheme")]
+pub mod descriptors;
+mod ids;
 mod signals;
 mod streams;
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::process::ExitCode;
 
-pub use signals::{mask_signals, signal_set};
+pub use ids::{act_as, leave_group};
+pub use signals::{blocked_signals, mask_signals, signal_set};
 pub use streams::Streams;
 
 /// The process in which [`fork`] returns.

@@ -25,3 +25,13 @@ pub fn mask_signals(how: c_int, set: &sigset_t) {
     // SAFETY: the set is whole, and the call does not write the old one.
     unsafe { libc::pthread_sigmask(how, set, ptr::null_mut()) };
 }
+
+/// Returns the blocked signals of this thread.
+pub fn blocked_signals() -> sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: without a new set the call changes nothing, and writes the set.
+    unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), set.as_mut_ptr());
+        set.assume_init()
+    }
+}

@@ -10,10 +10,10 @@ use syscall::flag::{
     F_GETFL, F_SETFL, MODE_CHR, MODE_DIR, MODE_FIFO, MODE_FILE, MODE_SOCK, MODE_SYMLINK, O_FCNTL_MASK,
 };
 
-use super::OverlayScheme;
 use super::access::WRITE;
 use super::handle::{Open, SchemeHandle};
 use super::open::MODE_BLOCK;
+use super::tree::Tree;
 use crate::layer::{Kind, Layer, Owner, Time};
 use crate::overlay::ownership::SET_GID;
 
@@ -24,7 +24,7 @@ const UTIME_OMIT: i32 = (1 << 30) - 2;
 /// An owner or a group that stays.
 const UNCHANGED: u32 = u32::MAX;
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     pub(super) fn stat(&self, id: usize) -> Result<RedoxStat> {
         let open = self.handles.open(id)?;
         let stat = self.overlay.stat(open.node())?;

@@ -7,15 +7,15 @@ use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENOTDIR, Error, Result};
 use syscall::dirent::{DirEntry, DirentBuf, DirentKind};
 use syscall::flag::O_APPEND;
 
-use super::OverlayScheme;
 use super::access::Caller;
 use super::handle::SchemeHandle;
+use super::tree::Tree;
 use crate::layer::{Kind, Layer};
 
 /// The largest offset of a file: those of clients are signed.
 const OFFSET_MAX: u64 = i64::MAX as u64;
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     /// Reads from a file. A handle with O_SYMLINK gives the target of a symlink or the number of a
     /// device. A handle of another scheme's path gives that path.
     pub(super) fn read_at(&self, id: usize, buf: &mut [u8], offset: u64) -> Result<usize> {

@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::time::Instant;
 
 use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, ESRCH, Error, Result};
 use log::{debug, error};
@@ -18,6 +19,7 @@ use syscall::flag::{FsCall, StdFsCallKind};
 use syscall::schemev2::{Opcode, Sqe, SqeFlags};
 
 use super::OverlayScheme;
+use super::kinds::kind_of;
 use super::locks::{Owner, Record};
 use super::path::PATH_MAX;
 use crate::layer::Layer;
@@ -29,8 +31,19 @@ const PATHS_MAX: u64 = 2 * PATH_MAX as u64 + 1;
 /// The last byte that can be locked.
 const LOCK_MAX: u64 = i64::MAX as u64;
 
-/// Handles one call, and makes its answer for any input of the client.
+/// Handles one call, and makes its answer for any input of the client. Counts it, if the scheme has
+/// a channel.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
+    let began = scheme.counted.is_some().then(|| (kind_of(queue_entry(&call)), Instant::now()));
+    let (response, errno) = handle(call, scheme);
+    if let (Some((kind, start)), Some(counted)) = (began, &scheme.counted) {
+        counted.add(kind, start.elapsed(), errno);
+    }
+    response
+}
+
+/// Returns the response to a call, and its errno, 0 for success.
+fn handle<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> (Response, i32) {
     let mut entry = *queue_entry(&call);
     let checked = check(&entry).and_then(|()| Ok((caller(&call, &entry, scheme)?, copy_paths(&mut entry)?)));
     // The paths must live until the answer.
@@ -38,32 +51,42 @@ pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Res
         Ok(checked) => checked,
         Err(error) => {
             debug!("refused before decoding: {entry:?}: {error}");
-            return Response::new(Err(error.into()), call);
+            return (Response::new(Err(error.into()), call), error.errno);
         }
     };
     // SAFETY: the kernel keeps the buffers of a request mapped until the answer, which takes the
     // operation. `check` has checked their sizes, alignments and texts.
     let Some(mut op) = (unsafe { Op::from_sqe_unchecked(&entry) }) else {
-        return Response::err(ENOSYS, call);
+        return (Response::err(ENOSYS, call), ENOSYS);
     };
     let handled = catch_unwind(AssertUnwindSafe(|| match about_locks(&entry) {
         Some(kind) => lock(&call, &entry, kind, caller.pid, scheme).map_err(syscall::Error::from).into(),
         // The state would hold only locks, and `locks` handles those.
         None => op.handle_sync_dont_consume(&caller, scheme, &mut SchemeState::new()),
     }));
-    let notify = entry.opcode == Opcode::StdFsCall as u8 && scheme.locks.lock().are_held(entry.args[0] as usize);
+    let notify = entry.opcode == Opcode::StdFsCall as u8 && scheme.tree().locks.lock().are_held(entry.args[0] as usize);
     debug!("uid {} gid {} pid {}: {op:?}: {handled:?}", caller.uid, caller.gid, caller.pid);
     match handled {
-        Ok(SchemeResponse::Regular(result)) if notify => Response::new_notify_on_detach(result, op),
-        Ok(SchemeResponse::Regular(result) | SchemeResponse::RegularAndNotifyOnDetach(result)) => {
-            Response::new(result, op)
+        Ok(SchemeResponse::Regular(result)) if notify => {
+            (Response::new_notify_on_detach(result, op), errno_of(&result))
         }
-        Ok(SchemeResponse::Opened(result)) => Response::open_dup_like(result, op),
+        Ok(SchemeResponse::Regular(result) | SchemeResponse::RegularAndNotifyOnDetach(result)) => {
+            (Response::new(result, op), errno_of(&result))
+        }
+        Ok(SchemeResponse::Opened(result)) => {
+            let errno = errno_of(&result);
+            (Response::open_dup_like(result, op), errno)
+        }
         Err(_) => {
             error!("panicked while handling {op:?}");
-            Response::err(EIO, op)
+            (Response::err(EIO, op), EIO)
         }
     }
+}
+
+/// Returns the errno of a result, 0 for success.
+fn errno_of<T>(result: &syscall::Result<T>) -> i32 {
+    result.as_ref().err().map_or(0, |error| error.errno)
 }
 
 /// Whether a call asks for the token of a socket that was bound here.
@@ -113,7 +136,7 @@ fn caller<L: Layer>(call: &CallRequest, entry: &Sqe, scheme: &OverlayScheme<L>) 
     let mut caller = call.caller();
     let is_unlinkat = StdFsCallKind::try_from_raw(entry.args[3] as u8) == Some(StdFsCallKind::Unlinkat);
     if entry.opcode == Opcode::StdFsCall as u8 && is_unlinkat {
-        let opener = scheme.opener(entry.args[0] as usize)?;
+        let opener = scheme.tree().opener(entry.args[0] as usize)?;
         (caller.uid, caller.gid) = (opener.uid, opener.gid);
     }
     Ok(caller)
@@ -147,8 +170,9 @@ fn lock<L: Layer>(
     let id = id as usize;
     // Before the look-up of the handle: so the close of the handle releases a lock that this call
     // takes.
-    let mut locks = scheme.locks.lock();
-    let open = scheme.handles.open(id)?;
+    let tree = scheme.tree();
+    let mut locks = tree.locks.lock();
+    let open = tree.handles.open(id)?;
     let owner = if start & LOCK_FLAG == 0 { Owner::Process(pid) } else { Owner::Handle(id) };
     let (start, exclusive, length) = (start & !LOCK_FLAG, length & LOCK_FLAG != 0, length & !LOCK_FLAG);
     let end = if length == 0 { LOCK_MAX + 1 } else { start + length };

@@ -38,15 +38,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::errno::{EACCES, EINVAL, ENODEV, ENOMEM, EOVERFLOW, Error, Result};
-use log::error;
+use crate::errno::{EACCES, EINVAL, ENODEV, ENOMEM, EOVERFLOW, ESTALE, Error, Result};
+use log::{error, warn};
 use syscall::PAGE_SIZE;
 use syscall::flag::MapFlags;
 
-use super::OverlayScheme;
-use super::handle::Open;
+use super::handle::{Open, Subject};
 use super::quota::{Quota, Share};
 use super::region::{self, Region};
+use super::tree::Tree;
 use crate::layer::{Kind, Layer, write_all_with};
 use crate::overlay::{self, Node, Overlay, check_wanted};
 use crate::sync::Lock;
@@ -91,7 +91,8 @@ struct File<L: Layer> {
 
 /// A file that clients have mapped.
 struct Mapped<L: Layer> {
-    file: overlay::Handle<L>,
+    /// None: a rollback took the file away.
+    file: Option<overlay::Handle<L>>,
     region: Region,
     parts: Vec<Part>,
     /// The share of each user, by the user of its `parts`.
@@ -118,7 +119,7 @@ struct Part {
     writable: bool,
 }
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     /// Returns the address of `size` bytes of a file from `offset` on. The kernel then maps the
     /// pages there into the client.
     ///
@@ -153,43 +154,38 @@ impl<L: Layer> OverlayScheme<L> {
         let address = self.mappings.map(&self.overlay, open, Part { id, user: open.opener.uid, bytes, writable })?;
         // A client that has given up may have closed the handle meanwhile.
         if let Err(closed) = self.handles.get(id) {
-            self.mappings.unmap_all(&self.overlay, open, id);
+            self.mappings.unmap_all(&self.overlay, open.subject(), id);
             return Err(closed);
         }
         Ok(address)
     }
 
-    /// Unmaps a range that [`OverlayScheme::map`] mapped, or a part of it.
+    /// Unmaps a range that [`Tree::map`] mapped, or a part of it.
     ///
     /// # Errors
     ///
     /// - EINVAL: the range is not mapped.
     /// - ENOMEM: the unmap splits a mapping, and there are too many. Then all of it stays until the
     ///   handle is closed.
+    /// - ESTALE: a rollback took the file away, so the writes of clients to the range are lost.
     pub(super) fn unmap(&self, id: usize, offset: u64, size: usize) -> Result<()> {
-        let open = self.handles.open(id)?;
+        let subject = self.handles.subject(id)?;
         if size == 0 || !offset.is_multiple_of(PAGE) {
             return Err(Error::new(EINVAL));
         }
-        self.mappings.unmap(&self.overlay, &open, id, pages(offset, size)?)
+        self.mappings.unmap(&self.overlay, subject, id, pages(offset, size)?)
     }
 
     /// Whether a handle has mappings, so that its close may take long.
-    pub fn has_mapped(&self, id: usize) -> bool {
+    pub(super) fn has_mapped(&self, id: usize) -> bool {
         self.mappings.holders.lock().contains(&id)
     }
 
     /// Unmaps the mappings of a closed handle.
-    pub(super) fn unmap_all(&self, id: usize, open: &Open<L>) {
+    pub(super) fn unmap_all(&self, id: usize, subject: Subject) {
         if self.has_mapped(id) {
-            self.mappings.unmap_all(&self.overlay, open, id);
+            self.mappings.unmap_all(&self.overlay, subject, id);
         }
-    }
-
-    /// Writes the clients' writes to memory to the files. An error of one file does not stop the
-    /// others.
-    pub fn write_back(&self) {
-        self.mappings.write_all_back(&self.overlay);
     }
 }
 
@@ -228,7 +224,7 @@ impl<L: Layer> Mappings<L> {
 
     /// As [`Overlay::write_at`], in the file and its mapped pages.
     pub fn write(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &[u8], offset: u64) -> Result<usize> {
-        self.change(file.node(), |mapped| {
+        self.change(file.node().id(), |mapped| {
             let Some(mapped) = mapped else {
                 return overlay.write_at(file, buf, offset);
             };
@@ -242,7 +238,7 @@ impl<L: Layer> Mappings<L> {
 
     /// As [`Overlay::append`], in the file and its mapped pages.
     pub fn append(&self, overlay: &Overlay<L>, file: &overlay::Handle<L>, buf: &[u8]) -> Result<usize> {
-        self.change(file.node(), |mapped| {
+        self.change(file.node().id(), |mapped| {
             let Some(mapped) = mapped else {
                 return overlay.append(file, buf);
             };
@@ -255,7 +251,7 @@ impl<L: Layer> Mappings<L> {
 
     /// As [`Overlay::truncate`], in the file and its mapped pages.
     pub fn truncate(&self, overlay: &Overlay<L>, node: &Arc<Node<L>>, size: u64) -> Result<()> {
-        self.change(node, |mapped| {
+        self.change(node.id(), |mapped| {
             let Some(mapped) = mapped else {
                 return overlay.truncate(node, size);
             };
@@ -279,14 +275,14 @@ impl<L: Layer> Mappings<L> {
 
     fn map(&self, overlay: &Overlay<L>, open: &Open<L>, part: Part) -> Result<usize> {
         let id = part.id;
-        self.change(open.node(), |mapped| {
+        self.change(open.node().id(), |mapped| {
             let size = overlay.stat(open.node())?.size;
             let file = match mapped {
                 Some(file) => file,
                 None => {
                     let end = max(size, part.bytes.end);
                     mapped.insert(Mapped {
-                        file: overlay.open(open.node()),
+                        file: Some(overlay.open(open.node())),
                         region: Region::reserve(end)?,
                         parts: Vec::new(),
                         charges: HashMap::new(),
@@ -304,10 +300,10 @@ impl<L: Layer> Mappings<L> {
         })
     }
 
-    fn unmap(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize, bytes: Range<u64>) -> Result<()> {
-        self.change(open.node(), |mapped| {
+    fn unmap(&self, overlay: &Overlay<L>, subject: Subject, id: usize, bytes: Range<u64>) -> Result<()> {
+        self.change(subject.node, |mapped| {
             let file = mapped.as_mut().ok_or(Error::new(EINVAL))?;
-            let answer = file.unmap(overlay, &self.limits, (id, open.opener.uid), bytes);
+            let answer = file.unmap(overlay, &self.limits, (id, subject.user), bytes);
             if !file.parts.iter().any(|part| part.id == id) {
                 self.holders.lock().remove(&id);
             }
@@ -320,9 +316,8 @@ impl<L: Layer> Mappings<L> {
 
     /// Unmaps all mappings of a handle. The kernel unmaps before it closes the descriptor. But it
     /// reports nothing for a range that it failed to map.
-    fn unmap_all(&self, overlay: &Overlay<L>, open: &Open<L>, id: usize) {
-        let user = open.opener.uid;
-        let unmapped = self.change(open.node(), |mapped| {
+    fn unmap_all(&self, overlay: &Overlay<L>, Subject { node, user }: Subject, id: usize) {
+        let unmapped = self.change(node, |mapped| {
             self.holders.lock().remove(&id);
             let Some(file) = mapped else {
                 return Ok(());
@@ -345,21 +340,56 @@ impl<L: Layer> Mappings<L> {
         }
     }
 
-    fn write_all_back(&self, overlay: &Overlay<L>) {
-        let files: Vec<Arc<File<L>>> = self.files.lock().values().cloned().collect();
-        for file in files {
-            if let Some(mapped) = &*file.mapped.lock()
-                && let Err(error) = mapped.write_back(overlay, 0..u64::MAX)
-            {
-                error!("a client's writes to a mapped file cannot be written to it now: {error}");
+    /// Writes the clients' writes to memory to the files, and logs the errors.
+    ///
+    /// # Errors
+    ///
+    /// - The first errno. The other files are written to all the same.
+    pub fn write_all_back(&self, overlay: &Overlay<L>) -> Result<()> {
+        let write_back = |file: Arc<File<L>>| match &*file.mapped.lock() {
+            Some(mapped) => mapped.write_back(overlay, 0..u64::MAX),
+            None => Ok(()),
+        };
+        let log = |error: &Error| error!("a client's writes to a mapped file cannot be written to it now: {error}");
+        self.files().into_iter().map(|file| write_back(file).inspect_err(log)).fold(Ok(()), Result::and)
+    }
+
+    /// Returns the files that are mapped.
+    pub fn nodes(&self) -> Vec<Arc<Node<L>>> {
+        let node = |file: Arc<File<L>>| Some(file.mapped.lock().as_ref()?.file.as_ref()?.node().clone());
+        self.files().into_iter().filter_map(node).collect()
+    }
+
+    /// Gives each file its object in the overlay that follows, which `find` returns, if it is
+    /// there. No request is under way meanwhile.
+    pub fn follow(&self, find: &mut dyn FnMut(&Node<L>) -> Option<overlay::Handle<L>>) {
+        for file in self.files() {
+            if let Some(mapped) = &mut *file.mapped.lock() {
+                mapped.file = mapped.file.take().and_then(|file| find(file.node()));
             }
         }
     }
 
-    /// Calls `work` to change a file or its mappings, while no other thread does. It may map and
-    /// unmap the file.
-    fn change<R>(&self, node: &Node<L>, work: impl FnOnce(&mut Option<Mapped<L>>) -> R) -> R {
-        let file = Arc::clone(self.files.lock().entry(node.id()).or_insert_with(|| Arc::new(File::new())));
+    /// Copies files up that clients may write to in their memory. No later moment could report a
+    /// failure to a client, so this one logs it.
+    pub fn copy_up(&self, overlay: &Overlay<L>) {
+        let writable = self.files().into_iter().filter(|file| file.writable.load(Ordering::Acquire));
+        let node = |file: Arc<File<L>>| Some(file.mapped.lock().as_ref()?.file.as_ref()?.node().clone());
+        for node in writable.filter_map(node) {
+            if let Err(error) = overlay.prepare_write(&node) {
+                warn!("a mapped file cannot be copied up, so a client's next writes to it may be lost: {error}");
+            }
+        }
+    }
+
+    fn files(&self) -> Vec<Arc<File<L>>> {
+        self.files.lock().values().cloned().collect()
+    }
+
+    /// Calls `work` to change the file with this number or its mappings, while no other thread
+    /// does. It may map and unmap the file.
+    fn change<R>(&self, number: u64, work: impl FnOnce(&mut Option<Mapped<L>>) -> R) -> R {
+        let file = Arc::clone(self.files.lock().entry(number).or_insert_with(|| Arc::new(File::new())));
         let mut mapped = file.mapped.lock();
         let result = work(&mut mapped);
         let writable = mapped.as_ref().is_some_and(|mapped| mapped.parts.iter().any(|part| part.writable));
@@ -367,7 +397,7 @@ impl<L: Layer> Mappings<L> {
         let unmapped = mapped.is_none();
         drop(mapped);
         if unmapped {
-            self.forget(node.id(), file);
+            self.forget(number, file);
         }
         result
     }
@@ -450,15 +480,16 @@ impl<L: Layer> Mapped<L> {
     /// Fills pages, which are zero and which no client has, with the content of the file. It skips
     /// zeros, so that they take no memory: a file with large holes may be larger than all memory.
     fn fill(&mut self, overlay: &Overlay<L>, range: Range<u64>) -> Result<()> {
+        let file = self.file.as_ref().ok_or(Error::new(ESTALE))?;
         let mut buf = Vec::new();
         let mut from = range.start;
         while from < range.end
-            && let Some(data) = overlay.next_data(&self.file, from)?
+            && let Some(data) = overlay.next_data(file, from)?
         {
             for piece in pieces(data.start..min(data.end, range.end)) {
                 check_wanted()?;
                 buf.resize((piece.end - piece.start) as usize, 0);
-                let read = read_all(overlay, &self.file, &mut buf, piece.start)?;
+                let read = read_all(overlay, file, &mut buf, piece.start)?;
                 if buf[..read].iter().any(|byte| *byte != 0) {
                     self.region.write(piece.start, &buf[..read]);
                 }
@@ -526,17 +557,18 @@ impl<L: Layer> Mapped<L> {
         if dirty.is_empty() {
             return Ok(());
         }
-        let size = overlay.stat(self.file.node())?.size;
+        let handle = self.file.as_ref().ok_or(Error::new(ESTALE))?;
+        let size = overlay.stat(handle.node())?.size;
         let (mut memory, mut file) = (Vec::new(), Vec::new());
         for piece in dirty.into_iter().flat_map(|range| pieces(range.start..min(range.end, size))) {
             let len = (piece.end - piece.start) as usize;
             memory.resize(len, 0);
             file.resize(len, 0);
             self.region.read(piece.start, &mut memory);
-            let read = read_all(overlay, &self.file, &mut file, piece.start)?;
+            let read = read_all(overlay, handle, &mut file, piece.start)?;
             file[read..].fill(0);
             for changed in differences(&memory, &file) {
-                write_all(overlay, &self.file, &memory[changed.clone()], piece.start + changed.start as u64)?;
+                write_all(overlay, handle, &memory[changed.clone()], piece.start + changed.start as u64)?;
             }
         }
         Ok(())

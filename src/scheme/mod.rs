@@ -8,21 +8,24 @@
 //! Several threads serve one scheme, each with a clone of [`OverlayScheme`]. They take the locks in
 //! this order:
 //!
-//! 1. The nodes of a change of names or attributes, see `changes`: so a change meets the state that
+//! 1. That of the tree, which each request holds, shared. A snapshot holds it alone.
+//! 2. The nodes of a change of names or attributes, see `changes`: so a change meets the state that
 //!    was checked. A request that only opens, reads, writes or asks does not wait for it.
-//! 2. The lock of a file that a client writes to or maps, see `mmap`.
-//! 3. The record locks of clients (`OverlayScheme::locks`). Under this lock a request looks its
-//!    handle up and takes a share of a quota. It may also drop the handle's last reference.
-//! 4. The locks of the engine.
-//! 5. Leaves: a thread takes no other lock under one. They are those of the table of handles, the
+//! 3. The lock of a file that a client writes to or maps, see `mmap`.
+//! 4. The record locks of clients (`Tree::locks`). Under this lock a request looks its handle up
+//!    and takes a share of a quota. It may also drop the handle's last reference.
+//! 5. The locks of the engine.
+//! 6. Leaves: a thread takes no other lock under one. They are those of the table of handles, the
 //!    mutable parts of a handle, the bound sockets, the handles with mappings, and the quotas.
 
 mod access;
 mod attributes;
 mod changes;
+mod control;
 mod data;
 mod decode;
 mod handle;
+mod kinds;
 mod locks;
 mod mmap;
 mod names;
@@ -30,62 +33,49 @@ mod open;
 mod path;
 mod quota;
 mod region;
+mod snapshot;
 mod sockets;
+mod tree;
 
 use std::sync::Arc;
 
-use crate::errno::{EACCES, EBADF, EOPNOTSUPP, EPERM, EROFS, Error, Result};
+use crate::errno::{EOPNOTSUPP, EPERM, Result};
+use libredox::Fd;
 use redox_scheme::scheme::SchemeSync;
-use redox_scheme::{CallerCtx, OpenResult};
+use redox_scheme::{CallRequest, CallerCtx, OpenResult, SendFdRequest, Socket};
 use syscall::data::{Stat, StatVfs, StdFsCallMeta, TimeSpec};
 use syscall::dirent::DirentBuf;
 use syscall::flag::{EventFlags, MapFlags, MunmapFlags, StdFsCallKind};
 use syscall::schemev2::NewFdFlags;
 
+pub use self::control::About;
 pub use self::decode::{answer, give, is_connect};
 pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
-use self::changes::{ChangeGuard, Changes};
-use self::handle::{SchemeHandle, Table};
-use self::locks::Locks;
-use self::mmap::Mappings;
-use self::path::{Last, Walked};
-use self::sockets::Sockets;
+use self::control::Channel;
+use self::handle::SchemeHandle;
+use self::tree::Tree;
+use crate::control::requests::Part;
 use crate::layer::Layer;
-use crate::overlay::ownership::without_set_id;
-use crate::overlay::{Node, Overlay};
-use crate::sync::Lock;
+use crate::overlay::Overlay;
+use crate::sync::{ReadGuard, Shared};
 
 /// An overlay that clients reach as `/scheme/NAME`. A clone serves the same scheme in another
 /// thread.
 pub struct OverlayScheme<L: Layer> {
-    overlay: Arc<Overlay<L>>,
-    /// NAME.
-    name: Arc<str>,
-    handles: Arc<Table<L>>,
-    mappings: Arc<Mappings<L>>,
-    sockets: Arc<Sockets<L>>,
-    /// The changes of names and attributes in progress.
-    changes: Arc<Changes>,
-    /// The locks of clients on files.
-    locks: Arc<Lock<Locks>>,
-    /// See [`Caller::require_link`].
-    protected_hardlinks: bool,
+    /// Each request holds this lock, shared. A snapshot puts another overlay into the tree.
+    tree: Arc<Shared<Tree<L>>>,
+    /// None: there is no channel.
+    channel: Option<Arc<Channel>>,
+    /// Counts the requests of this clone, if there is a channel.
+    counted: Option<Arc<Part>>,
 }
 
 impl<L: Layer> Clone for OverlayScheme<L> {
     fn clone(&self) -> Self {
-        Self {
-            overlay: self.overlay.clone(),
-            name: self.name.clone(),
-            handles: self.handles.clone(),
-            mappings: self.mappings.clone(),
-            sockets: self.sockets.clone(),
-            changes: self.changes.clone(),
-            locks: self.locks.clone(),
-            protected_hardlinks: self.protected_hardlinks,
-        }
+        let counted = self.channel.as_ref().map(|channel| channel.requests.part());
+        Self { tree: self.tree.clone(), channel: self.channel.clone(), counted }
     }
 }
 
@@ -93,104 +83,78 @@ impl<L: Layer> OverlayScheme<L> {
     /// Makes a scheme for `overlay`. It will be registered as `name`: the paths in its answers
     /// begin with that, and it resolves symlinks that name it.
     pub fn new(overlay: Arc<Overlay<L>>, name: String) -> Self {
-        Self {
-            overlay,
-            name: name.into(),
-            handles: Arc::new(Table::new()),
-            mappings: Arc::new(Mappings::new()),
-            sockets: Arc::new(Sockets::new()),
-            changes: Arc::new(Changes::new()),
-            locks: Arc::new(Lock::new(Locks::new())),
-            protected_hardlinks: true,
-        }
+        Self { tree: Arc::new(Shared::new(Tree::new(overlay, name))), channel: None, counted: None }
     }
 
     /// Sets whether a link to a file fails with EPERM for callers that neither own it nor could
     /// change it. The default is true.
     pub fn protect_hardlinks(self, protected_hardlinks: bool) -> Self {
-        Self { protected_hardlinks, ..self }
+        self.tree.write().protected_hardlinks = protected_hardlinks;
+        self
+    }
+
+    /// Returns the overlay that clients see now.
+    pub fn overlay(&self) -> Arc<Overlay<L>> {
+        self.tree().overlay.clone()
+    }
+
+    /// Locks the tree for a request. A thread holds this lock once at most.
+    fn tree(&self) -> ReadGuard<'_, Tree<L>> {
+        self.tree.read()
     }
 
     /// Releases the locks that the process `pid` holds through a handle. The kernel sends this when
     /// it closes a descriptor of the process.
     pub fn detach(&self, id: usize, pid: usize) {
-        if let Ok(open) = self.handles.open(id) {
-            self.locks.lock().detach(id, open.node().id(), pid);
-        }
+        self.tree().detach(id, pid);
     }
 
-    /// Walks a path. It is relative to the directory handle `dir` unless it begins with `/`.
-    fn walk(&self, dir: usize, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
-        let start = match self.handles.get(dir)? {
-            SchemeHandle::Open(open) if !path.starts_with('/') => open.node().clone(),
-            SchemeHandle::Open(_) | SchemeHandle::Scheme => self.overlay.root().clone(),
-            SchemeHandle::PendingNode(_) | SchemeHandle::Elsewhere(_) => return Err(Error::new(EBADF)),
-        };
-        self.walk_from(&start, path, last, caller)
+    /// Whether a handle has mappings, so that its close may take long.
+    pub fn has_mapped(&self, id: usize) -> bool {
+        self.tree().has_mapped(id)
     }
 
-    fn walk_from(&self, start: &Arc<Node<L>>, path: &str, last: Last, caller: Caller) -> Result<Walked<L>> {
-        path::walk(&self.overlay, &self.name, start, path, last, caller)
+    /// Writes the clients' writes to memory to the files. Logs an error of one file, and goes on
+    /// with the others.
+    pub fn write_back(&self) {
+        let tree = self.tree();
+        // The error is in the log.
+        let _ = tree.mappings.write_all_back(&tree.overlay);
     }
 
-    /// Returns the opener of a handle, for requests that do not name the caller.
+    /// Takes the socket that a client sends to a directory.
     ///
     /// # Errors
     ///
-    /// - EACCES: the handle is that of the scheme, which no client opened.
-    fn opener(&self, id: usize) -> Result<Caller> {
-        match self.handles.get(id)? {
-            SchemeHandle::Scheme => Err(Error::new(EACCES)),
-            _ => Ok(self.handles.open(id)?.opener),
-        }
+    /// - ENOTDIR: the handle is no directory.
+    /// - EINVAL: the request does not have exactly one descriptor.
+    pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
+        self.tree().sent(socket, request)
     }
 
-    /// Checks that the tree is writable.
+    /// Gives the socket of a request, from [`Self::sent`], the last name of its path.
     ///
     /// # Errors
     ///
+    /// - EADDRINUSE: the name is taken.
+    /// - ENFILE: too many sockets are bound.
+    /// - EINVAL: the path has no such name, or is of this scheme.
+    /// - EACCES: the caller may not make a name in the directory.
     /// - EROFS: the tree is read-only.
-    fn require_writable(&self) -> Result<()> {
-        if self.overlay.is_read_only() { Err(Error::new(EROFS)) } else { Ok(()) }
+    /// - Any other errno of the creation of a node.
+    pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
+        self.tree().bind(request, socket, path)
     }
 
-    /// Copies a file up before a change of its attributes, or of `names`, if the change needs that.
-    /// The caller has checked access. Other changes do not wait for the copy: the guard is dropped
-    /// before. None: a copy was made, and the caller must check everything again.
-    fn copied_ahead<'c>(
-        &self,
-        guard: ChangeGuard<'c>,
-        node: &Arc<Node<L>>,
-        names: bool,
-    ) -> Result<Option<ChangeGuard<'c>>> {
-        if !self.overlay.will_copy(node, names) {
-            return Ok(Some(guard));
-        }
-        drop(guard);
-        self.overlay.prepare_change(node, names).map(|()| None)
-    }
-
-    /// Drops the set-id bits of an object before a caller without privileges changes its content.
-    fn drop_set_id(&self, node: &Arc<Node<L>>, caller: Caller) -> Result<()> {
-        if caller.is_root() {
-            return Ok(());
-        }
-        let found = self.overlay.stat_for_access(node)?;
-        if without_set_id(&found, caller.gid) == found.mode {
-            return Ok(());
-        }
-        let guard = self.changes.of_one(node);
-        self.drop_set_id_within(node, caller, &guard)
-    }
-
-    /// Drops set-id bits as [`OverlayScheme::drop_set_id`] does, within a change of the object.
-    fn drop_set_id_within(&self, node: &Arc<Node<L>>, caller: Caller, _: &ChangeGuard<'_>) -> Result<()> {
-        if caller.is_root() {
-            return Ok(());
-        }
-        let found = self.overlay.stat_for_access(node)?;
-        let dropped = without_set_id(&found, caller.gid);
-        if dropped == found.mode { Ok(()) } else { self.overlay.set_mode(node, dropped) }
+    /// Returns the user and the socket of a call that asks for a token ([`is_connect`]). A handle
+    /// that is open for writing has the right to connect.
+    ///
+    /// # Errors
+    ///
+    /// - EACCES: the handle is not open for writing.
+    /// - ECONNREFUSED: the object is no socket, or was not bound here.
+    pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
+        self.tree().bound(call)
     }
 }
 
@@ -201,7 +165,8 @@ fn opened(number: usize) -> OpenResult {
 
 impl<L: Layer> SchemeSync for OverlayScheme<L> {
     fn scheme_root(&mut self) -> syscall::Result<usize> {
-        Ok(self.handles.insert(SchemeHandle::Scheme, self.handles.room(0)?))
+        let tree = self.tree();
+        Ok(tree.handles.insert(SchemeHandle::Scheme, tree.handles.room(0)?))
     }
 
     fn openat(
@@ -212,20 +177,20 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         _fcntl_flags: u32,
         ctx: &CallerCtx,
     ) -> syscall::Result<OpenResult> {
-        Ok(self.open_at(dir, path, flags, Caller::of(ctx)).map(opened)?)
+        Ok(self.tree().open_at(dir, path, flags, Caller::of(ctx)).map(opened)?)
     }
 
     fn unlinkat(&mut self, dir: usize, path: &str, flags: usize, ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.unlink_at(dir, path, flags, Caller::of(ctx))?)
+        Ok(self.tree().unlink_at(dir, path, flags, Caller::of(ctx))?)
     }
 
     fn inode(&self, id: usize) -> syscall::Result<usize> {
         // Not the st_ino that clients see: this number is unique over the whole mount.
-        Ok(self.handles.open(id)?.node().id() as usize)
+        Ok(self.tree().handles.open(id)?.node().id() as usize)
     }
 
     fn dup(&mut self, id: usize, request: &[u8], _ctx: &CallerCtx) -> syscall::Result<OpenResult> {
-        Ok(self.duplicate(id, request).map(opened)?)
+        Ok(self.tree().duplicate(id, request).map(opened)?)
     }
 
     fn read(
@@ -236,7 +201,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         _fcntl_flags: u32,
         _ctx: &CallerCtx,
     ) -> syscall::Result<usize> {
-        Ok(self.read_at(id, buf, offset)?)
+        Ok(self.tree().read_at(id, buf, offset)?)
     }
 
     fn write(
@@ -247,45 +212,45 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         fcntl_flags: u32,
         ctx: &CallerCtx,
     ) -> syscall::Result<usize> {
-        Ok(self.write_to(id, buf, offset, fcntl_flags, Caller::of(ctx))?)
+        Ok(self.tree().write_to(id, buf, offset, fcntl_flags, Caller::of(ctx))?)
     }
 
     fn fsize(&mut self, id: usize, _ctx: &CallerCtx) -> syscall::Result<u64> {
-        Ok(self.size(id)?)
+        Ok(self.tree().size(id)?)
     }
 
     fn fchmod(&mut self, id: usize, mode: u16, _ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.set_mode(id, u32::from(mode))?)
+        Ok(self.tree().set_mode(id, u32::from(mode))?)
     }
 
     fn fchown(&mut self, id: usize, uid: u32, gid: u32, _ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.set_owner(id, uid, gid)?)
+        Ok(self.tree().set_owner(id, uid, gid)?)
     }
 
     fn fcntl(&mut self, id: usize, command: usize, argument: usize, _ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.control(id, command, argument)?)
+        Ok(self.tree().control(id, command, argument)?)
     }
 
     fn fevent(&mut self, id: usize, _flags: EventFlags, _ctx: &CallerCtx) -> syscall::Result<EventFlags> {
-        self.handles.open(id)?;
+        self.tree().handles.open(id)?;
         // As in redoxfs, there is nothing to wait for: select counts the file as ready.
         Err(syscall::Error::new(EPERM))
     }
 
     fn flink(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.link_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
+        Ok(self.tree().link_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
     }
 
     fn flinkat(&mut self, id: usize, dir: usize, path: &str, flags: u32, _ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.link_at(id, dir, path, flags).map(|()| 0)?)
+        Ok(self.tree().link_at(id, dir, path, flags).map(|()| 0)?)
     }
 
     fn fpath(&mut self, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.path(id, buf)?)
+        Ok(self.tree().path(id, buf)?)
     }
 
     fn frename(&mut self, id: usize, path: &str, ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.rename_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
+        Ok(self.tree().rename_handle(id, path, Caller::of(ctx)).map(|()| 0)?)
     }
 
     fn frenameat(
@@ -297,35 +262,35 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         flags: u32,
         _ctx: &CallerCtx,
     ) -> syscall::Result<usize> {
-        Ok(self.rename_at(dir, path, new_dir, new_path, flags).map(|()| 0)?)
+        Ok(self.tree().rename_at(dir, path, new_dir, new_path, flags).map(|()| 0)?)
     }
 
     fn fstat(&mut self, id: usize, stat: &mut Stat, _ctx: &CallerCtx) -> syscall::Result<()> {
-        *stat = self.stat(id)?;
+        *stat = self.tree().stat(id)?;
         Ok(())
     }
 
     fn fstatvfs(&mut self, id: usize, stat: &mut StatVfs, _ctx: &CallerCtx) -> syscall::Result<()> {
-        *stat = self.stat_fs(id)?;
+        *stat = self.tree().stat_fs(id)?;
         Ok(())
     }
 
     fn fsync(&mut self, id: usize, _ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.sync(id)?)
+        Ok(self.tree().sync(id)?)
     }
 
     fn ftruncate(&mut self, id: usize, size: u64, _ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.truncate(id, size)?)
+        Ok(self.tree().truncate(id, size)?)
     }
 
     fn futimens(&mut self, id: usize, times: &[TimeSpec], _ctx: &CallerCtx) -> syscall::Result<()> {
-        Ok(self.set_times(id, times)?)
+        Ok(self.tree().set_times(id, times)?)
     }
 
     /// The trait names the first id the target. relibc's `redox_relpathat_v0` and ramfs make it the
     /// directory, and so does this code.
     fn relpathat(&mut self, dir: usize, id: usize, buf: &mut [u8], _ctx: &CallerCtx) -> syscall::Result<usize> {
-        Ok(self.relative_path(dir, id, buf)?)
+        Ok(self.tree().relative_path(dir, id, buf)?)
     }
 
     /// The one request that the crate leaves to schemes: fchown, with both ids in the first
@@ -341,10 +306,15 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         match kind {
             StdFsCallKind::Fchown => {
                 let ids = metadata.arg1;
-                Ok(self.set_owner(id, ids as u32, (ids >> 32) as u32).map(|()| 0)?)
+                Ok(self.tree().set_owner(id, ids as u32, (ids >> 32) as u32).map(|()| 0)?)
             }
             _ => Err(syscall::Error::new(EOPNOTSUPP)),
         }
+    }
+
+    /// The channel. See [`crate::control`].
+    fn call(&mut self, id: usize, payload: &mut [u8], metadata: &[u64], _ctx: &CallerCtx) -> syscall::Result<usize> {
+        Ok(self.call_channel(id, payload, metadata)?)
     }
 
     fn getdents<'buf>(
@@ -353,7 +323,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         buf: DirentBuf<&'buf mut [u8]>,
         after: u64,
     ) -> syscall::Result<DirentBuf<&'buf mut [u8]>> {
-        Ok(self.list(id, buf, after)?)
+        Ok(self.tree().list(id, buf, after)?)
     }
 
     fn mmap_prep(
@@ -364,7 +334,7 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         flags: MapFlags,
         _ctx: &CallerCtx,
     ) -> syscall::Result<usize> {
-        Ok(self.map(id, offset, size, flags)?)
+        Ok(self.tree().map(id, offset, size, flags)?)
     }
 
     fn munmap(
@@ -375,17 +345,10 @@ impl<L: Layer> SchemeSync for OverlayScheme<L> {
         _flags: MunmapFlags,
         _ctx: &CallerCtx,
     ) -> syscall::Result<()> {
-        Ok(self.unmap(id, offset, size)?)
+        Ok(self.tree().unmap(id, offset, size)?)
     }
 
     fn on_close(&mut self, id: usize) {
-        let open = self.handles.open(id);
-        // First, so that a request that still uses the handle finds it gone, or its result is found
-        // here.
-        self.handles.remove(id);
-        if let Ok(open) = open {
-            self.locks.lock().close(id, open.node().id());
-            self.unmap_all(id, &open);
-        }
+        self.tree().close(id);
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use crate::errno::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, Error, Result};
 use syscall::flag::AT_REMOVEDIR;
 
-use super::OverlayScheme;
 use super::access::{Caller, SEARCH, WRITE};
 use super::changes::ChangeGuard;
 use super::handle::{EntryOf, Open};
 use super::path::{End, Last, Resolved, Walked};
+use super::tree::Tree;
 use crate::layer::{Kind, Layer, RenameMode};
 use crate::overlay::Node;
 
@@ -18,7 +18,7 @@ use crate::overlay::Node;
 const RENAME_NOREPLACE: u32 = 1;
 const RENAME_EXCHANGE: u32 = 2;
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     /// Removes a name: that of an empty directory with AT_REMOVEDIR, else that of any other object.
     ///
     /// # Errors

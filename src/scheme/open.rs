@@ -11,11 +11,11 @@ use syscall::flag::{
     O_DIRECTORY, O_EXCL, O_FCNTL_MASK, O_NOFOLLOW, O_RDONLY, O_STAT, O_SYMLINK, O_TRUNC, O_WRONLY,
 };
 
-use super::OverlayScheme;
 use super::access::{Caller, READ, WRITE};
 use super::changes::{ChangeGuard, Numbers};
 use super::handle::{EntryOf, Open, PendingNode, SchemeHandle};
 use super::path::{End, Last, PATH_MAX, Resolved, Walked};
+use super::tree::Tree;
 use crate::layer::{Kind, Layer};
 use crate::overlay::ownership::SET_ID;
 use crate::overlay::{self, Node};
@@ -115,7 +115,7 @@ fn rights_needed(kind: Kind, flags: usize) -> u32 {
     }
 }
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     /// Opens `path`, which is relative to the directory handle `dir` unless it begins with `/`.
     /// Returns the id of the new handle. The empty path names the object of the handle, of any
     /// kind; the new caller's access is checked again.

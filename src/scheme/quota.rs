@@ -2,7 +2,7 @@
 //!
 //! A resource counts for the user that opened the handle of the request. The lock here is a leaf.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::errno::{Error, Result};
@@ -22,7 +22,7 @@ pub struct Quota {
 struct Taken {
     in_all: usize,
     /// By user. A user without a share has no entry.
-    of_users: HashMap<u32, usize>,
+    of_users: BTreeMap<u32, usize>,
 }
 
 /// A share of a quota. Its drop returns it.

@@ -14,9 +14,9 @@
 //! descriptor of any scheme, even of this one. So the daemon waits for it where no other request
 //! waits, in three steps:
 //!
-//! 1. [`OverlayScheme::sent`] and [`OverlayScheme::bound`] find the socket.
+//! 1. [`Tree::sent`] and [`Tree::bound`] find the socket.
 //! 2. [`path_of`] and [`token_of`] ask its scheme, and need nothing of this one.
-//! 3. [`OverlayScheme::bind`] and [`super::give`] use the answer.
+//! 3. [`Tree::bind`] and [`super::give`] use the answer.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -28,11 +28,11 @@ use libredox::protocol::SocketCall;
 use redox_scheme::{CallRequest, SendFdRequest, Socket};
 use syscall::flag::{CallFlags, FobtainFdFlags};
 
-use super::OverlayScheme;
 use super::access::Caller;
 use super::decode::target;
 use super::path::PATH_MAX;
 use super::quota::{Quota, Share};
+use super::tree::Tree;
 use crate::layer::{Kind, Layer};
 use crate::overlay::{self, Node};
 use crate::sync::Lock;
@@ -57,7 +57,7 @@ pub struct Sockets<L: Layer> {
 
 struct Bound<L: Layer> {
     /// Keeps the node and its number.
-    _node: overlay::Handle<L>,
+    node: overlay::Handle<L>,
     socket: Arc<Fd>,
     _room: Share,
 }
@@ -66,16 +66,33 @@ impl<L: Layer> Sockets<L> {
     pub fn new() -> Self {
         Self { bound: Lock::new(HashMap::new()), quota: Quota::new(BOUND_MAX, BOUND_MAX, ENFILE) }
     }
+
+    /// Returns the nodes of all sockets.
+    pub fn nodes(&self) -> Vec<Arc<Node<L>>> {
+        self.bound.lock().values().map(|bound| bound.node.node().clone()).collect()
+    }
+
+    /// Keeps the nodes of the overlay that follows, which `find` returns. Closes the sockets that
+    /// are not there. No request is under way meanwhile.
+    pub fn follow(&self, find: &mut dyn FnMut(&Node<L>) -> Option<overlay::Handle<L>>) {
+        self.bound.lock().retain(|_, bound| match find(bound.node.node()) {
+            Some(node) => {
+                bound.node = node;
+                true
+            }
+            None => false,
+        });
+    }
 }
 
-impl<L: Layer> OverlayScheme<L> {
+impl<L: Layer> Tree<L> {
     /// Takes the socket that a client sends to a directory.
     ///
     /// # Errors
     ///
     /// - ENOTDIR: the handle is no directory.
     /// - EINVAL: the request does not have exactly one descriptor.
-    pub fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
+    pub(super) fn sent(&self, socket: &Socket, request: &SendFdRequest) -> Result<Arc<Fd>> {
         if self.handles.open(request.id())?.node().kind() != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
@@ -97,7 +114,7 @@ impl<L: Layer> OverlayScheme<L> {
     /// - EACCES: the caller may not make a name in the directory.
     /// - EROFS: the tree is read-only.
     /// - Any other errno of the creation of a node.
-    pub fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
+    pub(super) fn bind(&self, request: &SendFdRequest, socket: Arc<Fd>, path: &[u8]) -> Result<usize> {
         let dir = self.handles.open(request.id())?;
         let path = str::from_utf8(path).map_err(|_| Error::new(EINVAL))?;
         let (place, name) = path.rsplit_once('/').ok_or(Error::new(EINVAL))?;
@@ -124,7 +141,7 @@ impl<L: Layer> OverlayScheme<L> {
             EEXIST => Error::new(EADDRINUSE),
             _ => error,
         })?;
-        let bound = Bound { _node: self.overlay.open(&node), socket, _room: room };
+        let bound = Bound { node: self.overlay.open(&node), socket, _room: room };
         let _before = self.sockets.bound.lock().insert(node.id(), bound);
         Ok(())
     }
@@ -137,7 +154,7 @@ impl<L: Layer> OverlayScheme<L> {
     ///
     /// - EACCES: the handle is not open for writing.
     /// - ECONNREFUSED: the object is no socket, or was not bound here.
-    pub fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
+    pub(super) fn bound(&self, call: &CallRequest) -> Result<(u32, Arc<Fd>)> {
         let open = self.handles.open(target(call))?;
         if open.node().kind() == Kind::Socket && !open.writable {
             return Err(Error::new(EACCES));

@@ -10,10 +10,11 @@ pub const PROGRAM: Program = Program {
         "COMMAND --lower DIR [--lower DIR ...] --upper DIR [--work DIR] [OPTION ...]",
         "export LAYERS [--format FORMAT] FILE|-",
         "export LAYERS --oci-layout LAYOUT[:TAG] [--base LAYOUT[:TAG]]",
-        "import ARCHIVE|LAYOUT[:TAG] DIR [OPTION ...]",
+        "import ARCHIVE[:TAG]|LAYOUT[:TAG] DIR [OPTION ...]",
     ],
-    before: "Name the directories of the mount, in the same order. `import` takes the file of a layer (.tar, .tar.gz or \
-             .tar.zst), `-` for standard input, or an OCI image layout. It makes a directory in DIR for each layer, \
+    before: "Name the directories of the mount, in the same order. `import` takes the file of a layer (.tar, .tar.gz \
+             or .tar.zst), `-` for standard input, an OCI image layout, or the file of an image that `podman save` or \
+             `docker save` wrote. It makes a directory in DIR for each layer, \
              named after its digest, and prints them, the topmost first, with the option lowerdir= for a mount. What \
              is there already is not imported again.",
     commands: &[
@@ -23,7 +24,7 @@ pub const PROGRAM: Program = Program {
         ("flatten", "Make one directory of all layers."),
         ("vacuum", "Remove from the upper directory what the lower ones show too, and marks that hide nothing."),
         ("export", "Write the changes as a layer of an OCI image."),
-        ("import", "Make lower directories of an archive or of an OCI image."),
+        ("import", "Make lower directories of an archive or of an image."),
         ("info", "Tell what the upper directory is, what it was stacked on, and what it contains."),
         ("convert", "Change the format of the upper directory."),
     ],
@@ -85,7 +86,7 @@ const COMMIT: Group = Group {
         option(
             "--atomic",
             "Make the merged copy beside the lower directory, and exchange the two in one step. The copy has links to \
-             the files that did not change.",
+             the files of both directories.",
         ),
         option("--keep-old", "With `--atomic`: keep the former lower directory, with `.old` behind its name."),
     ],

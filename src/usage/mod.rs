@@ -103,7 +103,19 @@ impl Program {
     /// Returns the names of all options: `-v`, `--verbose` for a word of the command line,
     /// `lowerdir` for an item behind `-o`.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.groups.iter().flat_map(|group| group.options).flat_map(Explained::forms).map(|(name, _)| name)
+        self.groups.iter().flat_map(Group::names)
+    }
+
+    /// Returns the words that begin with two dashes.
+    pub fn long_words(&self) -> Vec<&'static str> {
+        self.groups.iter().flat_map(Group::long_words).collect()
+    }
+}
+
+impl Group {
+    /// Returns the names of its options, as [`Program::names`] does.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.options.iter().flat_map(Explained::forms).map(|(name, _)| name)
     }
 
     /// Returns the words that begin with two dashes.

@@ -9,9 +9,21 @@ pub const PROGRAM: Program = Program {
     forms: &[
         "--lower DIR [--lower DIR ...] [--upper DIR] [--work DIR] [OPTION ...] NAME",
         "-o lowerdir=DIR[:DIR ...][,upperdir=DIR][,workdir=DIR] [OPTION ...] NAME",
+        "status [--json|--metrics] [--watch] NAME",
+        "sync NAME",
+        "snapshot [--name SNAPSHOT] NAME",
+        "rollback | snapshots NAME",
+        "run [OPTION ...] [--] PROGRAM [ARGUMENT ...]",
     ],
     before: "Serves the merged tree as /scheme/NAME until SIGTERM or SIGINT ends it.",
-    commands: &[],
+    commands: &[
+        ("status", "Tell what an overlay is, and what the program that serves it does."),
+        ("sync", "Complete partial copies of an overlay, and sync all of its changes to the disk."),
+        ("snapshot", "Freeze the upper directory of an overlay, and go on in a new one."),
+        ("rollback", "Leave the changes since the last snapshot aside, and show the snapshot again."),
+        ("snapshots", "List the snapshots of an overlay: number, time and name."),
+        ("run", "Run a program with an overlay as its `/`."),
+    ],
     groups: &[
         Group {
             title: "Layers",
@@ -33,6 +45,13 @@ pub const PROGRAM: Program = Program {
                             overlay prepares changes there. Without this option it uses a reserved name inside the \
                             upper directory.",
                     more: "Name the same directory at every mount: it stores hard links and inode numbers.",
+                },
+                Explained {
+                    form: "--snapshots DIR",
+                    brief: "A directory on the filesystem of the upper directory, for snapshots. After a snapshot the \
+                            changes go to a new upper directory in it.",
+                    more: "Name the same upper directory and the same DIR at every start. See the commands `snapshot` \
+                           and `rollback`.",
                 },
                 option("--read-only", "Every change fails with `EROFS`. The upper directory is read like a lower one."),
                 Explained {
@@ -116,6 +135,7 @@ pub const PROGRAM: Program = Program {
                 option("lowerdir+=DIR", "As `--lower`. A colon is part of the path."),
                 option("upperdir=DIR", "As `--upper`."),
                 option("workdir=DIR", "As `--work`."),
+                option("snapshots=DIR", "As `--snapshots`."),
                 option("ro, rw", "`ro` is `--read-only`, `rw` is the opposite. The last one counts."),
                 option("volatile", "As `--volatile`."),
                 option("reuse_volatile", "As `--reuse-volatile`."),
@@ -125,6 +145,51 @@ pub const PROGRAM: Program = Program {
                 option("on_exit=preserve|discard|commit|commit-atomic", "As `--on-exit`."),
             ],
         },
+        RUN,
+        Group {
+            title: "Options of status",
+            options: &[
+                option("--json", "Print an object for programs."),
+                option("--metrics", "Print numbers in the text format of Prometheus."),
+                option("--watch", "Print again every second, until the overlay ends."),
+            ],
+        },
+        Group {
+            title: "Options of snapshot",
+            options: &[option("--name SNAPSHOT", "The name of the snapshot. Without it, its number is its name.")],
+        },
     ],
     after: "",
+};
+
+/// The options of `run`.
+pub const RUN: Group = Group {
+    title: "Options of run",
+    options: &[
+        Explained {
+            form: "--lower DIR",
+            brief: "A directory that the program sees as its `/`. The first one is the topmost. Without it, that is \
+                    the `/` of the system.",
+            more: "The option may come more than once.",
+        },
+        Explained {
+            form: "--upper DIR",
+            brief: "Put the changes into DIR. If an earlier run made it, go on with its changes.",
+            more: "Without this option a new directory is made in `$TMPDIR`, or in `/tmp`.",
+        },
+        Explained {
+            form: "--scheme NAME",
+            brief: "Let the program reach this scheme of the system too, such as `tcp`. The option may come more than \
+                    once.",
+            more: "Without it the program has no network and no disk. A program of root with `memory`, `sys` or `proc` \
+                   can change the whole system.",
+        },
+        option("--keep", "Keep the changes, and say where they are. This is the default."),
+        option("--discard", "Throw the changes away."),
+        Explained {
+            form: "--commit",
+            brief: "Make the changes in the topmost lower directory.",
+            more: "The commit needs a directory around the lower one, so `/` cannot have it.",
+        },
+    ],
 };

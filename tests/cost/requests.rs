@@ -165,7 +165,7 @@ pub fn rows() -> Vec<Row> {
             },
         ),
         row("create, unlink", 1.2, 30, nothing, |paths, ()| create_and_unlink(&root(), paths("d/new"))),
-        row("create, unlink, by another user", 1.2, 50, nothing, |paths, ()| {
+        row("create, unlink, by another user", 1.2, 30, nothing, |paths, ()| {
             create_and_unlink(&Process::new(1000, 100), paths("d/new"));
         }),
         // The attributes come from the open file.
@@ -184,7 +184,7 @@ pub fn rows() -> Vec<Row> {
             "overwrite a small file of the lower layer",
             3.0,
             // A close may come late.
-            100,
+            60,
             |_| 0..,
             |paths, numbers| {
                 let path = paths(&format!("d/lower{}", numbers.next().expect("a number")));
@@ -203,14 +203,14 @@ pub fn rows() -> Vec<Row> {
                 assert_eq!(open(path).write(&[1; 4096]), Ok(4096));
             },
         ),
-        row("rename there and back", 1.2, 60, nothing, |paths, ()| {
+        row("rename there and back", 1.2, 30, nothing, |paths, ()| {
             root().rename(paths("d/upper1"), paths("d/renamed")).expect("to rename");
             root().rename(paths("d/renamed"), paths("d/upper1")).expect("to rename");
         }),
         row(
             "rename of a directory there and back",
             1.2,
-            60,
+            30,
             |paths| root().mkdir(paths("d/dir")).expect("to make it"),
             |paths, _| {
                 root().rename(paths("d/dir"), paths("d/renamed")).expect("to rename");

@@ -94,7 +94,7 @@ fn layers<L: Layer>(pair: (L, L), lower: impl Fn(&str) -> Result<L>) -> Result<L
     Ok(Layers { upper: Some(pair.0), work: Some(pair.1), lowers: vec![lower("lower")?, lower("bottom")?] })
 }
 
-const LAYERS: [&str; 4] = ["upper", "work", "lower", "bottom"];
+const LAYERS: [&str; 5] = ["upper", "work", "lower", "bottom", "snapshots"];
 
 /// A backing in memory. Its calls are the calls of the layers.
 pub struct InMemory {
@@ -114,6 +114,10 @@ impl Source for InMemory {
     fn layers(&self) -> Result<Layers<Self::Layer>> {
         let open = |name: &str, for_writing| Counted::new(self.disk.layer(name, for_writing), &self.counts);
         layers((open("upper", true), open("work", true)), |name| Ok(open(name, false)))
+    }
+
+    fn snapshots(&self) -> Result<Self::Layer> {
+        Ok(Counted::new(self.disk.layer("snapshots", true), &self.counts))
     }
 
     fn stop(&self, stopped: bool) {
@@ -158,8 +162,8 @@ impl Backing for InMemory {
                 }
             }
             Item::Dir => drop(layer.create_dir(&dir, name, 0o755, own)),
-            Item::Symlink => layer.create_symlink(&dir, name, OsStr::new("target"), own).unwrap(),
-            Item::Fifo => layer.create_node(&dir, name, Kind::Fifo, 0o644, 0, own).unwrap(),
+            Item::Symlink => drop(layer.create_symlink(&dir, name, OsStr::new("target"), own).unwrap()),
+            Item::Fifo => drop(layer.create_node(&dir, name, Kind::Fifo, 0o644, 0, own).unwrap()),
             Item::Link(old) => layer.link(Object::Entry(&dir, OsStr::new(old)), &dir, name).unwrap(),
         }
     }

@@ -117,7 +117,7 @@ pub fn start(format: Wanted, whole_copies: bool, abilities: Abilities, full: boo
         Write(s("part"), 70_000, 9000, b'p'),
         Write(s("redirected/part"), LARGE - 10, 2000, b'p'),
     ]);
-    Start { lowers, ops, mounting: Mounting { format, whole_copies }, abilities }
+    Start { lowers, ops, mounting: Mounting { format, whole_copies, in_chain: false }, abilities }
 }
 
 /// Returns the operations of the table.
@@ -219,7 +219,7 @@ fn path(random: &mut Random) -> String {
 }
 
 /// Makes random lower layers.
-pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
+pub fn random_start(seed: u64, full: bool, in_chain: bool, abilities: Abilities) -> Start {
     let mut random = Random(seed);
     let mut lowers: Vec<Placed> = Vec::new();
     for layer in ["lower", "bottom"] {
@@ -256,7 +256,7 @@ pub fn random_start(seed: u64, full: bool, abilities: Abilities) -> Start {
     } else {
         Wanted::Oci
     };
-    let mounting = Mounting { format, whole_copies: random.below(6) == 0 };
+    let mounting = Mounting { format, whole_copies: random.below(6) == 0, in_chain };
     Start { lowers, ops: Vec::new(), mounting, abilities }
 }
 
@@ -292,12 +292,21 @@ pub fn random_op(random: &mut Random, full: bool) -> Op {
     }
 }
 
-/// Makes a random sequence of operations. `does` makes each one and returns whether it succeeded.
-/// Most of them succeed.
-pub fn random_ops(random: &mut Random, full: bool, count: usize, mut does: impl FnMut(&Op) -> bool) -> Vec<Op> {
+/// Makes a random sequence of operations, with snapshots if they are possible. `does` makes each
+/// one and returns whether it succeeded. Most of them succeed.
+pub fn random_ops(
+    random: &mut Random,
+    full: bool,
+    in_chain: bool,
+    count: usize,
+    mut does: impl FnMut(&Op) -> bool,
+) -> Vec<Op> {
     let mut ops = Vec::new();
     while ops.len() < count {
-        let op = random_op(random, full);
+        let op = match in_chain && random.below(4) == 0 {
+            true => [Snapshot, Snapshot, RollBack][random.below(3)].clone(),
+            false => random_op(random, full),
+        };
         if does(&op) || random.below(12) == 0 {
             ops.push(op);
         }

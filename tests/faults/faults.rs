@@ -78,9 +78,15 @@ impl Plan {
     }
 
     /// Tries a random sequence for each seed, and one of `one_of` points of it.
-    fn random<G: Backing>(self, abilities: Abilities, seeds: std::ops::Range<u64>, one_of: u64, tried: &mut Tried) {
+    fn random<G: Backing>(
+        self,
+        (abilities, in_chain): (Abilities, bool),
+        seeds: std::ops::Range<u64>,
+        one_of: u64,
+        tried: &mut Tried,
+    ) {
         for seed in seeds {
-            let (start, ops) = random_case::<G>(abilities, seed);
+            let (start, ops) = random_case::<G>(abilities, in_chain, seed);
             let prepared = G::make(&start);
             for (index, op) in ops.iter().enumerate().filter(|(_, op)| !matches!(op, Op::Crash | Op::Hold(_))) {
                 let seed = seed << 8 | index as u64;
@@ -127,14 +133,14 @@ impl Plan {
 
     fn power_random(
         self,
-        abilities: Abilities,
+        (abilities, in_chain): (Abilities, bool),
         order: Order,
         seeds: std::ops::Range<u64>,
         one_of: u64,
         tried: &mut Tried,
     ) {
         for seed in seeds {
-            let (mut start, mut ops) = random_case::<InMemory>(abilities, seed);
+            let (mut start, mut ops) = random_case::<InMemory>(abilities, in_chain, seed);
             ops.retain(|op| !matches!(op, Op::WriteHeld(_)));
             // Partial copies need an order of changes.
             start.mounting.whole_copies |= order == Order::None;
@@ -145,20 +151,20 @@ impl Plan {
 }
 
 /// Makes random layers and operations.
-fn random_case<G: Backing>(abilities: Abilities, seed: u64) -> (Start, Vec<Op>) {
+fn random_case<G: Backing>(abilities: Abilities, in_chain: bool, seed: u64) -> (Start, Vec<Op>) {
     let full = G::FULL && abilities.exchange;
-    let start = cases::random_start(seed, full, abilities);
+    let start = cases::random_start(seed, full, in_chain, abilities);
     let scratch = G::make(&start);
     let mut session = Session::new(&scratch, start.mounting).unwrap();
     let mut random = Random(seed + (1 << 32));
-    let ops = cases::random_ops(&mut random, full, 10, |op| session.apply(op).is_ok());
+    let ops = cases::random_ops(&mut random, full, in_chain, 10, |op| session.apply(op).is_ok());
     drop(session);
     (start, ops)
 }
 
 type Part = (&'static str, fn(Plan, &mut Tried));
 
-const PARTS: [Part; 19] = [
+const PARTS: [Part; 21] = [
     ("table", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
         plan.table::<InMemory>(&start, plan.one_of(1, 6), plan.one_of(1, 10), tried);
@@ -192,16 +198,19 @@ const PARTS: [Part; 19] = [
         plan.table::<Host>(&start, plan.one_of(10, 150), plan.one_of(30, 40), tried);
     }),
     ("random", |plan, tried| {
-        plan.random::<InMemory>(Abilities::EXT4, 0..plan.one_of(300, 6), plan.one_of(1, 10), tried);
+        plan.random::<InMemory>((Abilities::EXT4, false), 0..plan.one_of(300, 6), plan.one_of(1, 10), tried);
     }),
     ("random-few-abilities", |plan, tried| {
-        plan.random::<InMemory>(Abilities::FEW, 1000..plan.one_of(1100, 1004), plan.one_of(1, 10), tried);
+        plan.random::<InMemory>((Abilities::FEW, false), 1000..plan.one_of(1100, 1004), plan.one_of(1, 10), tried);
     }),
     ("random-shared-data", |plan, tried| {
-        plan.random::<InMemory>(Abilities::SHARING, 2000..plan.one_of(2100, 2004), plan.one_of(1, 10), tried);
+        plan.random::<InMemory>((Abilities::SHARING, false), 2000..plan.one_of(2100, 2004), plan.one_of(1, 10), tried);
+    }),
+    ("random-snapshots", |plan, tried| {
+        plan.random::<InMemory>((Abilities::EXT4, true), 7000..plan.one_of(7100, 7006), plan.one_of(1, 10), tried);
     }),
     ("random-redoxfs", |plan, tried| {
-        plan.random::<Redoxfs>(Abilities::FEW, 3000..plan.one_of(3006, 3001), plan.one_of(4, 20), tried);
+        plan.random::<Redoxfs>((Abilities::FEW, false), 3000..plan.one_of(3006, 3001), plan.one_of(4, 20), tried);
     }),
     ("power", |plan, tried| {
         let start = cases::start(Wanted::Oci, false, Abilities::EXT4, true);
@@ -226,13 +235,23 @@ const PARTS: [Part; 19] = [
     }),
     ("power-random", |plan, tried| {
         plan.power_random(
-            Abilities::EXT4,
+            (Abilities::EXT4, false),
             Order::Journaled,
             4000..plan.one_of(4300, 4006),
             plan.one_of(10, 200),
             tried,
         );
-        plan.power_random(Abilities::FEW, Order::Journaled, 5000..plan.one_of(5200, 5005), plan.one_of(10, 200), tried);
+        plan.power_random(
+            (Abilities::FEW, false),
+            Order::Journaled,
+            5000..plan.one_of(5200, 5005),
+            plan.one_of(10, 200),
+            tried,
+        );
+    }),
+    ("power-snapshots", |plan, tried| {
+        let (abilities, order) = ((Abilities::EXT4, true), Order::Journaled);
+        plan.power_random(abilities, order, 8000..plan.one_of(8200, 8006), plan.one_of(10, 200), tried);
     }),
     ("power-no-order", |plan, tried| {
         let start = cases::start(Wanted::Oci, true, Abilities::UNORDERED, true);
@@ -240,7 +259,7 @@ const PARTS: [Part; 19] = [
     }),
     ("power-no-order-random", |plan, tried| {
         plan.power_random(
-            Abilities::UNORDERED,
+            (Abilities::UNORDERED, false),
             Order::None,
             6000..plan.one_of(6100, 6005),
             plan.one_of(10, 200),

@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use overlayfs::errno::{
@@ -498,6 +499,7 @@ impl Inode {
             mtime: self.mtime,
             ctime: self.ctime,
             fixed: Fixed::default(),
+            generation: 0,
         }
     }
 }
@@ -741,11 +743,16 @@ impl Layer for Memory {
             write_through,
             ordered,
             owner_records: false,
+            shared: false,
         }
     }
 
     fn root(&self) -> Result<Dir> {
         Ok(self.disk.dir(self.root))
+    }
+
+    fn below(&self, dir: &Dir, _: &Path, for_writing: bool) -> Result<Self> {
+        Ok(Memory { disk: self.disk.clone(), root: dir.0, for_writing, holds: Mutex::new(false) })
     }
 
     fn hold(&self) -> Result<()> {
@@ -755,6 +762,10 @@ impl Layer for Memory {
         }
         *holds = true;
         Ok(())
+    }
+
+    fn hold_by(&self, _: &Dir, _: &OsStr) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
     }
 
     fn release(&self) -> Result<()> {
@@ -863,17 +874,26 @@ impl Layer for Memory {
         Ok(self.file(ino))
     }
 
-    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()> {
-        self.add(dir, name, Inode::new(Kind::Dir, mode, owner, 0, Time::default())).map(drop)
+    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Option<Stat>> {
+        self.add(dir, name, Inode::new(Kind::Dir, mode, owner, 0, Time::default())).map(|_| None)
     }
 
-    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()> {
+    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<Option<Stat>> {
         let body = Body::Symlink(target.to_owned());
-        self.add(dir, name, Inode { body, ..Inode::new(Kind::Symlink, 0o777, owner, 0, Time::default()) }).map(drop)
+        let link = Inode { body, ..Inode::new(Kind::Symlink, 0o777, owner, 0, Time::default()) };
+        self.add(dir, name, link).map(|_| None)
     }
 
-    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()> {
-        self.add(dir, name, Inode::new(kind, mode, owner, rdev, Time::default())).map(drop)
+    fn create_node(
+        &self,
+        dir: &Dir,
+        name: &OsStr,
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+        owner: Owner,
+    ) -> Result<Option<Stat>> {
+        self.add(dir, name, Inode::new(kind, mode, owner, rdev, Time::default())).map(|_| None)
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {

@@ -81,7 +81,7 @@ impl Case<'_> {
             panic!("{}: {wrong}", what());
         }
         drop((session, usual));
-        damage(&backing, false, what);
+        damage(&backing, self.start.mounting.in_chain, false, what);
         let now = seen(fresh(self, &backing));
         if let Some(wrong) = difference(&without_held(&expected), &now, |_, _| false) {
             panic!("{}: mounted again: {wrong}", what());

@@ -3,10 +3,10 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use overlayfs::errno::{EIO, ENOENT};
+use overlayfs::errno::{EIO, ENOENT, EOPNOTSUPP};
 use overlayfs::format::Wanted;
 use overlayfs::layer::{Allocation, Error, Kind, Layer, Owner, RenameMode, Result, Time, XattrMode};
-use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings};
+use overlayfs::overlay::{Handle, Layers, Node, Overlay, Settings, Unfrozen};
 
 pub const OWN: Owner = Owner { uid: 0, gid: 0 };
 pub const OTHER: Owner = Owner { uid: 1000, gid: 1001 };
@@ -51,6 +51,10 @@ pub enum Op {
     Remount,
     /// Ends the mount without any further call, as a crash does, and mounts again.
     Crash,
+    /// Closes everything and freezes the upper layer.
+    Snapshot,
+    /// Closes everything and goes back to the last snapshot.
+    RollBack,
 }
 
 impl Op {
@@ -79,7 +83,7 @@ impl Op {
             | Op::Sync(path)
             | Op::Hold(path) => vec![path.clone()],
             Op::Link(from, to) | Op::Rename(from, to, _) | Op::CopyRange(from, to) => vec![from.clone(), to.clone()],
-            Op::WriteHeld(_) | Op::Remount | Op::Crash => Vec::new(),
+            Op::WriteHeld(_) | Op::Remount | Op::Crash | Op::Snapshot | Op::RollBack => Vec::new(),
         }
     }
 }
@@ -89,12 +93,18 @@ impl Op {
 pub struct Mounting {
     pub format: Wanted,
     pub whole_copies: bool,
+    /// Whether there may be snapshots.
+    pub in_chain: bool,
 }
 
 /// The source of the layers of a mount.
 pub trait Source {
     type Layer: Layer;
     fn layers(&self) -> Result<Layers<Self::Layer>>;
+    /// Returns the directory for snapshots. Only some sources have one.
+    fn snapshots(&self) -> Result<Self::Layer> {
+        Err(Error::new(EOPNOTSUPP))
+    }
     /// Refuses all calls from now on, or accepts them again.
     fn stop(&self, stopped: bool);
 }
@@ -122,9 +132,13 @@ impl<'s, S: Source> Session<'s, S> {
     /// Mounts, unless the layers are mounted.
     fn mount(&mut self) -> Result<()> {
         if self.overlay.is_none() {
-            let Mounting { format, whole_copies } = self.mounting;
+            let Mounting { format, whole_copies, in_chain } = self.mounting;
             let settings = Settings { format: Some(format), whole_copies, ..Settings::default() };
-            self.overlay = Some(Overlay::with_settings(self.source.layers()?, settings)?);
+            let layers = self.source.layers()?;
+            self.overlay = Some(match in_chain {
+                true => Overlay::with_snapshots(layers, self.source.snapshots()?, settings)?,
+                false => Overlay::with_settings(layers, settings)?,
+            });
         }
         Ok(())
     }
@@ -172,6 +186,9 @@ impl<'s, S: Source> Session<'s, S> {
         }
         // Tries a mount again that was refused before.
         self.mount()?;
+        if matches!(op, Op::Snapshot | Op::RollBack) {
+            return self.exchange(*op == Op::Snapshot);
+        }
         if let Op::Hold(path) = op {
             let handle = self.open(path)?;
             self.held.push(handle);
@@ -244,8 +261,22 @@ impl<'s, S: Source> Session<'s, S> {
                 let files = self.held.iter().filter(|handle| handle.node().kind() == Kind::File);
                 files.last().ok_or(Error::new(ENOENT)).and_then(|handle| self.write(handle, Some(1), &[*byte; 10]))
             }
-            Op::Hold(_) | Op::Remount | Op::Crash => Ok(()),
+            Op::Hold(_) | Op::Remount | Op::Crash | Op::Snapshot | Op::RollBack => Ok(()),
         }
+    }
+
+    /// Makes a snapshot, or goes back to the last one.
+    fn exchange(&mut self, freezes: bool) -> Result<()> {
+        self.held.clear();
+        let overlay = self.overlay();
+        overlay.complete_and_sync()?;
+        let next = if freezes { overlay.snapshot(None, &[]) } else { overlay.roll_back(&[]) };
+        self.overlay = Some(next.map_err(|unfrozen| match unfrozen {
+            Unfrozen::Layer(error) => error,
+            Unfrozen::Refused(refused) => (*refused).into(),
+            _ => Error::new(ENOENT),
+        })?);
+        Ok(())
     }
 
     fn create(&self, path: &str, owner: Owner) -> Result<()> {

@@ -40,9 +40,16 @@ struct History {
 }
 
 struct Synced {
-    ino: u64,
+    /// None: a snapshot synced everything.
+    ino: Option<u64>,
     /// The first state with all its names and attributes.
     since: usize,
+}
+
+impl Synced {
+    fn is_of(&self, ino: u64) -> bool {
+        self.ino.is_none_or(|synced| synced == ino)
+    }
 }
 
 fn looked<S: Source>(session: &Session<'_, S>) -> View {
@@ -86,9 +93,11 @@ impl History {
             let synced = synced.map(|ino| {
                 let now = traits(history.states.last().unwrap(), ino);
                 let since = history.states.iter().rposition(|state| traits(state, ino) != now);
-                Synced { ino, since: since.map_or(0, |before| before + 1) }
+                Synced { ino: Some(ino), since: since.map_or(0, |before| before + 1) }
             });
-            history.synced.push(synced);
+            let is_frozen = matches!(op, Op::Snapshot) && done.is_ok();
+            let frozen = is_frozen.then(|| Synced { ino: None, since: history.states.len() - 1 });
+            history.synced.push(synced.or(frozen));
         }
         history
     }
@@ -133,11 +142,13 @@ impl History {
     }
 
     /// Returns the link count of a file of a state, if the file was synced with its names of that
-    /// state. Its inode number must be the same, too. Returns None if there was no such sync.
+    /// state. Its inode number must be the same, too. Returns None if there was no such sync. A
+    /// snapshot is none: the record of a later copy-up may be lost.
     fn synced_links(&self, state: &View, seen: &Seen, during: usize) -> Option<u32> {
         let names = |view: &View| view.values().filter(|other| other.ino == seen.ino).count();
         let synced = self.synced[..during].iter().zip(&self.states[1..]).rev();
-        let mut synced = synced.filter(|(synced, _)| synced.as_ref().is_some_and(|synced| synced.ino == seen.ino));
+        let mut synced =
+            synced.filter(|(synced, _)| synced.as_ref().is_some_and(|synced| synced.ino == Some(seen.ino)));
         synced.find(|(_, then)| seen.kind == Kind::File && names(then) == names(state)).map(|_| seen.nlink)
     }
 
@@ -147,14 +158,14 @@ impl History {
         let mut contents = Vec::new();
         for (path, seen) in self.states[..=during + 1].iter().flatten() {
             if is_meant(path, seen.ino) {
-                let is_last = |synced: &Option<Synced>| synced.as_ref().is_some_and(|synced| synced.ino == seen.ino);
+                let is_last = |synced: &Option<Synced>| synced.as_ref().is_some_and(|synced| synced.is_of(seen.ino));
                 let since = match order {
                     Order::Journaled => self.synced[..during].iter().rposition(is_last).map_or(0, |op| op + 1),
                     Order::None => 0,
                 };
                 // A new file was empty at first.
-                let is_new = self.states[0].values().all(|other| other.ino != seen.ino);
-                contents.extend((since == 0 && is_new).then_some(EMPTY));
+                let is_new = self.states[since].values().all(|other| other.ino != seen.ino);
+                contents.extend(is_new.then_some(EMPTY));
                 let states = self.states[since..=during + 1].iter().flat_map(|state| state.values());
                 contents
                     .extend(states.filter(|other| other.ino == seen.ino).filter_map(|other| other.content.as_ref()));
@@ -274,7 +285,8 @@ impl Outage<'_> {
             let ops = &self.ops[..=during];
             format!("{loss:?} after {calls} calls of the last of {ops:?} ({mounting:?}, {abilities:?})")
         };
-        if self.order == Order::Journaled {
+        // Fsck checks one upper layer, and not a chain.
+        if self.order == Order::Journaled && !mounting.in_chain {
             let checker =
                 Checker::new(backing.layers().unwrap()).unwrap_or_else(|refused| panic!("{}: {refused}", what()));
             for finding in checker.check().unwrap() {

@@ -4,21 +4,22 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use overlayfs::client::Line;
 use overlayfs::fsck::options::Command as CheckCommand;
 use overlayfs::layer_tools::options::Command as LayerCommand;
-use overlayfs::options::{Command, Options};
+use overlayfs::options::Options;
 use overlayfs_fuse::options::Command as MountCommand;
 
 /// Parses `input` as the words of each command line, separated by zeros. Also parses it as a list
 /// behind `-o`, and as a path.
 pub fn run(input: &[u8]) {
     let words = || input.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec()));
-    say(Command::parse(words()));
+    say(Line::parse(words()));
     say(CheckCommand::parse(words()));
     say(LayerCommand::parse(words()));
     say(MountCommand::parse(words()));
     let list = || ["-o", "", "overlay"].into_iter().map(|word| if word.is_empty() { input } else { word.as_bytes() });
-    say(Command::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
+    say(Line::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
     say(MountCommand::parse(list().map(|word| OsString::from_vec(word.to_vec()))));
 
     // The parser reads a value that begins with a quote up to the next quote.

@@ -1,17 +1,25 @@
 //! A hostile kernel: any bytes become FUSE requests to a mount of a small overlay. Needs root.
 //!
-//! Each request gets an answer with a valid errno. After the requests the next mount works. No
+//! Every second request comes in the parts that it has over io_uring, the others in one piece. Each
+//! request gets an answer with a valid errno. After the requests the next mount works. No
 //! lower layer changes.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use overlayfs::control::{
+    self,
+    frame::{Frame, SIZE},
+};
 use overlayfs::layer::OsLayer;
+use overlayfs::options::Options;
 use overlayfs::overlay::{Layers, Overlay};
 use overlayfs_fuse::FrontEnd;
-use overlayfs_fuse::dispatch::{Agreed, Buffers, handle};
+use overlayfs_fuse::control::About;
+use overlayfs_fuse::dispatch::{Agreed, Reply, Request, handle};
 use overlayfs_fuse::engine::{EngineFrontEnd, Settings};
+use overlayfs_fuse::options::MountOptions;
 use overlayfs_fuse::wire::{EntryOut, InHeader, OutHeader, ROOT, opcode};
 use tempfile::TempDir;
 use test_common::{Detail, Snapshot, put};
@@ -45,7 +53,7 @@ const NAMES: [&[u8]; 18] = [
 
 /// The shape of each request: the number of 32-bit words behind the header, the number of names,
 /// and whether data follow.
-const SHAPES: [(u32, usize, usize, bool); 40] = [
+const SHAPES: [(u32, usize, usize, bool); 41] = [
     (opcode::LOOKUP, 0, 1, false),
     (opcode::LOOKUP, 0, 1, false),
     (opcode::LOOKUP, 0, 1, false),
@@ -85,6 +93,7 @@ const SHAPES: [(u32, usize, usize, bool); 40] = [
     (opcode::COPY_FILE_RANGE, 14, 0, false),
     (opcode::TMPFILE, 4, 1, false),
     (opcode::STATX, 6, 0, false),
+    (opcode::IOCTL, 8, 0, false),
     (77, 4, 1, true),
 ];
 
@@ -106,25 +115,43 @@ pub fn run(parent: &Path, input: &[u8]) {
         let layers = Layers { upper: Some(open(&upper, true)), work: None, lowers: vec![open(&lower, false)] };
         Overlay::new(layers).unwrap()
     };
-    let front_end = EngineFrontEnd::new(mount(), Settings::default());
+    let about = {
+        let layers = Options { lowers: vec![lower.clone(); 200], ..Options::default() };
+        About::this(Path::new("/m"), &MountOptions { layers, ..MountOptions::default() }, Some("oci"))
+    };
+    let front_end = EngineFrontEnd::new(mount(), Settings::default()).with_channel(about);
     let agreed =
         Agreed { flags: front_end.setup(u64::MAX).flags, valid: Duration::MAX, max_answer: MAX_ANSWER, prunes: true };
     let mut nodes = vec![ROOT];
-    let mut buffers = Buffers::default();
+    let mut reply = Reply::default();
+    let mut room = vec![0; MAX_ANSWER];
+    let mut in_parts = false;
     while !bytes.is_empty() {
-        let request = request(&mut bytes, &nodes);
-        let (header, _) = InHeader::read_from_prefix(&request).unwrap();
-        if !handle(&front_end, &agreed, &request, &mut buffers) {
+        let Made { header, body, first } = request(&mut bytes, &nodes);
+        let whole = [header.as_bytes(), &body].concat();
+        let request = match in_parts {
+            false => Request::whole(&whole).unwrap(),
+            true => Request::in_parts(header, &body[..first], &body[first..]),
+        };
+        in_parts = !in_parts;
+        if !handle(&front_end, &agreed, &request, &mut reply, &mut room) {
             continue;
         }
-        let answer = buffers.parts().concat();
+        assert!(reply.body().is_empty() || reply.data() == 0, "a body and data for {}", header.opcode);
+        let answer = [reply.header(), reply.body(), &room[..reply.data()]].concat();
         let (out, body) = OutHeader::read_from_prefix(&answer).unwrap();
         assert_eq!((out.unique, out.len as usize), (header.unique, answer.len()));
         assert!((-133..=0).contains(&out.error), "errno {} for {}", out.error, header.opcode);
         assert!(out.error == 0 || body.is_empty());
         let names = matches!(
             header.opcode,
-            opcode::LOOKUP | opcode::MKDIR | opcode::CREATE | opcode::SYMLINK | opcode::LINK | opcode::TMPFILE
+            opcode::LOOKUP
+                | opcode::MKNOD
+                | opcode::MKDIR
+                | opcode::CREATE
+                | opcode::SYMLINK
+                | opcode::LINK
+                | opcode::TMPFILE
         );
         if let (0, true, Ok((entry, _))) = (out.error, names, EntryOut::read_from_prefix(body)) {
             nodes.push(entry.node);
@@ -136,7 +163,14 @@ pub fn run(parent: &Path, input: &[u8]) {
     before.assert_same(&Snapshot::take(&lower, Detail::Xattrs), "the lower layer");
 }
 
-fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
+struct Made {
+    header: InHeader,
+    body: Vec<u8>,
+    /// The length of the structure at the start of the body.
+    first: usize,
+}
+
+fn request(bytes: &mut Bytes, nodes: &[u64]) -> Made {
     let node = |bytes: &mut Bytes| match bytes.byte() {
         known @ 0..240 => nodes[nodes.len() - 1 - usize::from(known) % nodes.len()],
         _ => bytes.number(),
@@ -161,6 +195,11 @@ fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
     for _ in 0..names {
         body.extend_from_slice(bytes.choose(&NAMES));
     }
+    if opcode == opcode::IOCTL {
+        let command = bytes.choose(&[control::IOCTL, control::IOCTL, control::IOCTL, 0x8008_6601, 0x401c_5820]);
+        body[12..16].copy_from_slice(&command.to_ne_bytes());
+        body.extend(frame(bytes));
+    }
     if data {
         let length = usize::from(bytes.byte());
         body.extend_from_slice(bytes.take(length));
@@ -168,8 +207,31 @@ fn request(bytes: &mut Bytes, nodes: &[u64]) -> Vec<u8> {
     if bytes.byte() < 8 {
         body.truncate(usize::from(bytes.byte()));
     }
-    let node = node(bytes);
+    let node = if opcode == opcode::IOCTL && bytes.byte() < 200 { ROOT } else { node(bytes) };
     let uid = bytes.choose(&[0, 1000, u32::MAX]);
     let header = InHeader { opcode, unique: 7, node, uid, gid: uid, pid: 1, ..InHeader::default() };
-    [header.as_bytes(), &body].concat()
+    let first = (words * 4).min(body.len());
+    Made { header, body, first }
+}
+
+/// Makes a frame of the channel, mostly a valid one, with any facts.
+fn frame(bytes: &mut Bytes) -> Vec<u8> {
+    let (error, cursor) = (bytes.choose(&[0, 0, 0, -1, 5]), bytes.choose(&[0, 0, 0, 1, 150, 7_000, u64::MAX]));
+    let mut payload = Vec::new();
+    for _ in 0..bytes.byte() % 4 {
+        let (kind, length) = (bytes.choose(&[1, 1, 2, 2, 0, 3]), usize::from(bytes.byte()));
+        let value = bytes.take(length);
+        let (name, label) = (bytes.byte(), bytes.choose(&[0, 0, 1, 255]));
+        payload.extend(((value.len() + 3) as u16).to_le_bytes());
+        payload.extend([kind, name, label]);
+        payload.extend(value);
+    }
+    let command = u16::from(bytes.byte() % 4);
+    let mut frame = Frame { command, error, cursor, payload: &payload }.bytes().unwrap();
+    match bytes.byte() {
+        at @ 0..24 => frame[usize::from(at)] ^= bytes.byte(),
+        24..32 => frame.truncate(bytes.number() as usize % SIZE),
+        _ => {}
+    }
+    frame
 }

@@ -261,11 +261,63 @@ fn damage_is_named_with_its_place() {
     ] {
         says(&bytes, &[], &format!("cannot read x.tar: {sentence}"));
     }
-    says(
-        &with_records(b"38 SCHILY.acl.access=user:lp:r--,u::r\n", b""),
-        &[],
-        "cannot import f: its ACL is damaged or has names of users: tar --xattrs-include=* writes their numbers",
+    let mut wrong = file("f");
+    for (acl, sentence) in [
+        ("u::rw,g::r,o::s", "its ACL is damaged"),
+        (
+            "u::rw,u:no-one-here:r,g::r,m::r,o::r",
+            "its ACL has the user no-one-here, which neither the layer nor this system knows",
+        ),
+        (
+            "u::rw,g::r,g:root/x:r,m::r,o::r",
+            "its ACL has the group root/x, which neither the layer nor this system knows",
+        ),
+    ] {
+        wrong.acls[0] = Some(acl.to_owned());
+        says(&archive(&[wrong.clone()]), &[], &format!("cannot import f: {sentence}"));
+    }
+}
+
+/// GNU tar writes ACLs with names alone. They mean the accounts of the layer first.
+#[test]
+fn names_in_acls_are_those_of_the_layer_else_of_the_system() {
+    let acl = |path: &str, text: &str| Member { acls: [Some(text.to_owned()), None], ..file(path) };
+    let text = "u::rw,u:daemon:r,u:own:r,u:77:r,g::r,g:own:w,m::rw,o::r";
+    let users = |users: &str| {
+        let mut member = of_size("etc/passwd", users.len());
+        member.path = PathBuf::from("etc/passwd");
+        (member, users.to_owned())
+    };
+    let (passwd, content) = users("own:x:4242:1::/:/bin/sh\n");
+    let (mut group, groups) = users("own:x:4343:\n");
+    group.path = PathBuf::from("etc/group");
+    let mut writer = Writer::new(Vec::new());
+    for (member, content) in [(&passwd, &content), (&group, &groups), (&acl("f", text), &"f".to_owned())] {
+        writer.begin(member).unwrap();
+        writer.data(content.as_bytes()).unwrap();
+    }
+    let setup = Setup::new();
+    fs::write(setup.path("x.tar"), writer.finish().unwrap()).unwrap();
+    let made = import(&setup.path("x.tar"), &setup.path("into")).remove(0);
+    let shown = run(Command::new("getfacl").args(["-cnE"]).arg(made.join("f")));
+    let daemon = run(Command::new("id").args(["-u", "daemon"]));
+    let wanted = format!(
+        "user::rw-\nuser:{}:r--\nuser:77:r--\nuser:4242:r--\ngroup::r--\ngroup:4343:-w-\nmask::rw-\nother::r--\n\n",
+        daemon.trim()
     );
+    assert_eq!(shown, wanted);
+
+    // The layer's etc may be hostile.
+    for members in [
+        vec![symlink("etc", "/etc"), acl("f", "u::rw,u:daemon:r,g::r,m::r,o::r")],
+        vec![symlink("etc/passwd", "/proc/kmsg"), acl("f", "u::rw,u:daemon:r,g::r,m::r,o::r")],
+        vec![member("etc/passwd", MemberKind::Fifo), acl("f", "u::rw,u:daemon:r,g::r,m::r,o::r")],
+    ] {
+        let setup = Setup::new();
+        let made = layer(&setup, &members);
+        let shown = run(Command::new("getfacl").args(["-cnE"]).arg(made.join("f")));
+        assert!(shown.contains(&format!("user:{}:r--\n", daemon.trim())), "{shown}");
+    }
 }
 
 /// Imports an archive that is as it should be, and returns the layer.
@@ -333,6 +385,15 @@ fn a_whiteout_beside_a_directory_makes_it_opaque() {
         let dir = tree.lookup(tree.root(), OsStr::new("d")).unwrap();
         assert_eq!(shown::entries(&tree, &dir), ["new"]);
     }
+}
+
+/// The whiteout is gone with its directory, when the directory comes again.
+#[test]
+fn a_name_whose_whiteout_was_replaced_is_made() {
+    let setup = Setup::new();
+    let made = layer(&setup, &[mark("x/.wh.d"), file("x"), dir("x"), file("x/d/e")]);
+    assert_eq!(names(&made.join("x")), ["d"]);
+    assert_eq!(names(&made.join("x/d")), ["e"]);
 }
 
 #[test]

@@ -3,15 +3,21 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Instant;
 
+use overlayfs::layer::counted::{Counted, Counts};
 use overlayfs::layer::{Kind, Layer, OsLayer, Owner};
-use overlayfs::overlay::Overlay;
+use overlayfs::layer_tools::Views;
+use overlayfs::layer_tools::export::{Holes, write_layer};
+use overlayfs::layer_tools::import::{Wishes, import_layer};
+use overlayfs::overlay::{Layers, Overlay};
 use rustix::fs::FileType;
-use test_common::{Detail, Setup, Snapshot, mode, names, owner, put, times};
+use test_common::{Detail, Random, Setup, Snapshot, mode, names, owner, put, times};
 
-use crate::{done, import, layers, refused, run, tool};
+use crate::{below, done, import, layers, refused, run, shown, tool};
 
 /// Makes a tree with everything that an archive can have.
 fn tree(root: &Path) {
@@ -104,7 +110,7 @@ fn archives_of_gnu_tar_in_each_of_its_formats_are_read() {
 }
 
 /// Makes an image with two layers and one with a third on top of them, in one layout.
-fn image(setup: &Setup) -> (PathBuf, Vec<PathBuf>) {
+pub fn image(setup: &Setup) -> (PathBuf, Vec<PathBuf>) {
     let [bottom, middle, upper] = ["bottom", "middle", "upper"].map(|name| setup.dir(name));
     put::file(&bottom, "a/below", "");
     put::file(&bottom, "b", "bottom");
@@ -129,6 +135,38 @@ fn image(setup: &Setup) -> (PathBuf, Vec<PathBuf>) {
         &base,
     ]);
     (layout, vec![upper, middle, bottom])
+}
+
+/// An archive cannot have a socket. What it replaced stays hidden; one of a lower layer stays.
+#[test]
+fn a_socket_is_left_out_and_hides_what_it_replaced() {
+    let setup = Setup::new();
+    let [lower, upper] = ["lower", "upper"].map(|name| setup.dir(name));
+    put::file(&lower, "file", "before");
+    put::file(&lower, "dir/file", "before");
+    put::file(&lower, "all/file", "before");
+    let socket = |path: PathBuf| drop(UnixListener::bind(path).unwrap());
+    for path in ["kept", "replaced"] {
+        socket(lower.join(path));
+    }
+    setup.dir("upper/all");
+    for path in ["file", "dir", "new", "replaced", "all/file"] {
+        socket(upper.join(path));
+    }
+    // Two sockets that were made at nearly the same time may be equal.
+    mode(&upper.join("replaced"), 0o600);
+    let archive = setup.path("layer.tar");
+    let output = tool(&[&"export", &"--lower", &lower, &"--upper", &upper, &archive]);
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("left out: 5 sockets"), "{said}");
+    let mut stack = import(&archive, &setup.path("into"));
+    stack.push(lower);
+    let overlay = below(&stack);
+    let root = overlay.root();
+    assert_eq!(shown::entries(&overlay, root), ["all", "kept"]);
+    let all = overlay.lookup(root, "all".as_ref()).unwrap();
+    assert_eq!(shown::entries(&overlay, &all), [""; 0]);
 }
 
 #[test]
@@ -217,6 +255,59 @@ fn an_import_that_was_killed_goes_on() {
     assert_eq!(names(&into).len(), 3);
 }
 
+/// An import is killed at many moments, and always goes on to the same layers.
+#[test]
+fn an_import_goes_on_after_each_of_many_kills() {
+    let setup = Setup::new();
+    let dirs = ["one", "two", "three"].map(|name| setup.dir(name));
+    for (at, dir) in dirs.iter().enumerate() {
+        for file in 0..100 {
+            put::file(dir, &format!("{}/{file}", file % 7), vec![at as u8; 5000]);
+        }
+        put::whiteout(dir, "", "gone");
+        put::link(dir, "1/1", "2/linked");
+    }
+    let layout = setup.path("image");
+    let [one, two, three] = &dirs;
+    done(&[&"export", &"--lower", two, &"--lower", one, &"--upper", three, &"--oci-layout", &layout]);
+    let whole = setup.path("whole");
+    let start = Instant::now();
+    import(&layout, &whole);
+    let longest = start.elapsed();
+    let layers = names(&whole);
+    let wanted: Vec<_> = layers.iter().map(|name| Snapshot::take(&whole.join(name), Detail::Xattrs)).collect();
+
+    let mut random = Random(3);
+    let (mut killed, mut left) = (0, 0);
+    for round in 0..12 {
+        let into = setup.path("into");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_overlayfs-layer"))
+            .args(["import", "--quiet"])
+            .args([&layout, &into])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(longest * random.below(1000) as u32 / 1000);
+        child.kill().unwrap();
+        killed += usize::from(!child.wait().unwrap().success());
+        for name in if into.exists() { names(&into) } else { Vec::new() } {
+            left += usize::from(name == "unfinished");
+            assert!(name == "unfinished" || layers.contains(&name), "round {round}: {name}");
+        }
+        // Two kills may come one after the other.
+        if round % 4 > 0 {
+            import(&layout, &into);
+            assert_eq!(names(&into), layers, "round {round}");
+            for (name, wanted) in layers.iter().zip(&wanted) {
+                let what = format!("round {round}, {name}");
+                wanted.assert_same(&Snapshot::take(&into.join(name), Detail::Xattrs), &what);
+            }
+            fs::remove_dir_all(&into).unwrap();
+        }
+    }
+    assert!(killed > 4 && left > 1, "{killed} imports were killed, and {left} left something");
+}
+
 #[test]
 fn two_imports_into_one_directory_are_refused() {
     let setup = Setup::new();
@@ -245,6 +336,27 @@ fn an_export_refuses_what_readers_would_take_for_something_else() {
 }
 
 /// The list of holes of a file with very many has an end, since readers bound it.
+#[test]
+fn an_export_on_other_lower_layers_says_so() {
+    let setup = Setup::new();
+    let [lower, other, upper, work] = ["lower", "other", "upper", "work"].map(|name| setup.dir(name));
+    put::file(&lower, "gone", "");
+    let overlay = Overlay::new(layers(Some(&upper), Some(&work), std::slice::from_ref(&lower))).unwrap();
+    overlay.unlink(overlay.root(), OsStr::new("gone")).unwrap();
+    drop(overlay);
+    let image = setup.path("image");
+    let places: [[&dyn AsRef<OsStr>; 2]; 2] = [[&"--format=tar", &"-"], [&"--oci-layout", &image]];
+    for ([option, place], (lower, is_told)) in
+        places.into_iter().flat_map(|place| [(place, (&lower, false)), (place, (&other, true))])
+    {
+        let output = tool(&[&"export", &"--lower", lower, &"--upper", &upper, &"--work", &work, option, place]);
+        assert!(output.status.success());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.contains("was mounted last on other lower layers"), is_told, "{said}");
+        assert_eq!(said.is_empty(), !is_told, "{said}");
+    }
+}
+
 #[test]
 fn a_file_with_many_holes_is_exported() {
     let setup = Setup::in_memory();
@@ -278,4 +390,62 @@ fn archives_go_through_pipes() {
     let layer = setup.path("into").join(&names(&setup.path("into"))[0]);
     let [before, after] = [&upper, &layer].map(|dir| Snapshot::take(dir, Detail::Xattrs));
     before.assert_same(&after, "the layer");
+}
+
+/// Makes a file with so many names in several directories, and as many files with two names.
+fn linked(root: &Path, count: usize) {
+    for number in 0..count {
+        let dir = number % 7;
+        if number < 7 {
+            fs::create_dir_all(root.join(dir.to_string())).unwrap();
+        }
+        match number {
+            0 => drop(put::file(root, "0/many-0", "content")),
+            _ => drop(put::link(root, "0/many-0", &format!("{dir}/many-{number}"))),
+        }
+        put::file(root, &format!("{dir}/pair-{number}"), "");
+        put::link(root, &format!("{dir}/pair-{number}"), &format!("{}/other-{number}", count.min(7) - 1));
+    }
+}
+
+/// Each name costs the same, however many there are.
+#[test]
+fn many_hard_links_cost_the_same_each() {
+    let calls = |count: usize| {
+        let setup = Setup::new();
+        let [upper, into] = ["upper", "into"].map(|name| setup.dir(name));
+        linked(&upper, count);
+        let (written, read) = (Counts::default(), Counts::default());
+        let open = |path: &Path, for_writing, counts| Counted::new(OsLayer::open(path, for_writing).unwrap(), counts);
+        let layers = |lowers| Layers { upper: None, work: None, lowers };
+        let views = Views::new(layers(vec![open(&upper, false, &written)]), layers(Vec::new())).unwrap();
+        let name = Path::new("layer.tar");
+        let (archive, _) = write_layer(&views, Vec::new(), name, Holes::Kept, &()).unwrap();
+        import_layer(&*archive, name, open(&into, true, &read), Wishes::default(), &()).unwrap();
+        let imported = into.join(&names(&into)[0]);
+        let links = |path: &str| fs::metadata(imported.join(path)).unwrap().nlink() as usize;
+        assert_eq!((links("0/many-0"), links("0/pair-0")), (count, 2));
+        let before = Snapshot::take(&upper, Detail::Contents);
+        before.assert_same(&Snapshot::take(&imported, Detail::Contents), &format!("{count} links"));
+        [written, read].map(|counts| counts.tally().total())
+    };
+    let (few, many) = (calls(1000), calls(4000));
+    for (few, many) in few.into_iter().zip(many) {
+        assert!(many <= 4 * few + few / 10, "{few} calls for some links, {many} for four times as many");
+    }
+}
+
+/// In the kernel's format a file may have the name of a deletion. An archive cannot say that.
+#[test]
+fn a_file_with_the_name_of_a_deletion_is_refused() {
+    let setup = Setup::new();
+    let [lower, upper, _] = ["lower", "upper", "work"].map(|name| setup.dir(name));
+    put::file(&lower, "dir/file", "");
+    rustix::fs::setxattr(&upper, "trusted.overlay.format", b"kernel", rustix::fs::XattrFlags::CREATE).unwrap();
+    put::file(&upper, "dir/.wh.file", "content");
+    let archive = setup.path("layer.tar");
+    let said = refused(&[&"export", &"--lower", &lower, &"--upper", &upper, &archive]);
+    let cause = "image layers take a name that begins with .wh. for a deletion";
+    assert_eq!(said, format!("cannot export dir/.wh.file: {cause}"));
+    assert!(!archive.exists());
 }

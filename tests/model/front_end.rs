@@ -33,6 +33,9 @@ pub struct Part {
     pub next: Option<u64>,
 }
 
+/// Work beside the operations.
+pub type Work = Box<dyn FnOnce() + Send>;
+
 pub trait FrontEnd {
     /// An open object of any kind.
     type Handle;
@@ -74,6 +77,29 @@ pub trait FrontEnd {
         Err(EOPNOTSUPP)
     }
     fn sync(&self, handle: &Self::Handle) -> Result<()>;
+    /// Completes and syncs everything, and returns how many copies are partial then.
+    fn settle(&self) -> Result<u64> {
+        Err(EOPNOTSUPP)
+    }
+    /// Freezes the upper layer and puts a new one on top. The open objects stay open. Returns the
+    /// number of the new layer.
+    fn snapshot(&mut self, _handles: &mut BTreeMap<usize, Self::Handle>) -> Result<u64> {
+        Err(EOPNOTSUPP)
+    }
+    /// Lets another overlay of the same layers go on, as a new daemon does. The open objects stay
+    /// open.
+    fn restart(&mut self, _handles: &mut BTreeMap<usize, Self::Handle>) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
+    /// Leaves the upper layer aside and shows the last snapshot. Nothing is open. Returns the
+    /// number of the new layer.
+    fn roll_back(&mut self) -> Result<u64> {
+        Err(EOPNOTSUPP)
+    }
+    /// Returns work of the owner of the mount that programs must not notice, if there is such work.
+    fn beside(&self) -> Option<Work> {
+        None
+    }
     /// Copies a byte of a file, if it has one there, to an offset in another. Fails with EOPNOTSUPP
     /// without such a call.
     fn copy_byte(&self, _from: &Self::Handle, _from_offset: u64, _to: &Self::Handle, _to_offset: u64) -> Result<()> {

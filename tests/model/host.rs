@@ -1,26 +1,32 @@
-//! A directory of Linux as a [`FrontEnd`], to check the reference itself.
+//! A directory of Linux as a [`FrontEnd`]: an ordinary one, to check the reference itself, or a
+//! mount of the overlay.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use overlayfs::layer::{Fixed, Owner, RenameMode, Stat, Time};
 use rustix::fs::{
     self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid,
     XattrFlags,
 };
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::Kind;
-use crate::front_end::{At, FrontEnd, Listed, Part, Result};
+use crate::front_end::{At, FrontEnd, Listed, Part, Result, Work};
+use crate::mounted::Mounted;
 
 pub struct Host {
     root: OwnedFd,
     /// Whether symlinks in the middle of a path are followed. They stay within the root.
     follows: bool,
+    /// The mount that shows the tree. It ends after `root` is closed.
+    mount: Option<Arc<Mounted>>,
 }
 
 pub struct HostHandle {
@@ -52,7 +58,12 @@ impl Host {
     /// Opens the front end to the tree in `root`.
     pub fn new(root: &Path, follows: bool) -> Self {
         rustix::process::umask(Mode::empty());
-        Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows }
+        Self { root: fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap(), follows, mount: None }
+    }
+
+    /// Opens the front end of a program that uses a mount.
+    pub fn of(mount: Arc<Mounted>) -> Self {
+        Self { mount: Some(mount.clone()), ..Self::new(mount.point(), false) }
     }
 
     fn walk(&self, at: &At<HostHandle>, path: &[OsString]) -> Result<OwnedFd> {
@@ -134,6 +145,10 @@ impl FrontEnd for Host {
             Kind::CharDev | Kind::BlockDev => unreachable!("the model makes no devices"),
         }
         .map_err(errno)?;
+        if self.mount.is_some() {
+            // Programs race for the name. So the object stays as this one call has made it.
+            return Ok(());
+        }
         let (uid, gid) = (Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)));
         fs::chownat(&dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(errno)?;
         if kind != Kind::Symlink {
@@ -200,6 +215,7 @@ impl FrontEnd for Host {
             mtime: time(stat.st_mtime, stat.st_mtime_nsec),
             ctime: time(stat.st_ctime, stat.st_ctime_nsec),
             fixed: Fixed::default(),
+            generation: 0,
         })
     }
 
@@ -220,8 +236,11 @@ impl FrontEnd for Host {
 
     fn write(&self, handle: &HostHandle, offset: Option<u64>, bytes: &[u8]) -> Result<()> {
         let file = handle.file()?;
-        let offset = offset.unwrap_or(fs::fstat(file).map_err(errno)?.st_size as u64);
-        let written = rustix::io::pwrite(file, bytes, offset).map_err(errno)?;
+        let written = match offset {
+            Some(offset) => rustix::io::pwrite(file, bytes, offset),
+            None => rustix::io::pwritev2(file, &[IoSlice::new(bytes)], 0, ReadWriteFlags::APPEND),
+        }
+        .map_err(errno)?;
         assert_eq!(written, bytes.len());
         Ok(())
     }
@@ -275,6 +294,11 @@ impl FrontEnd for Host {
 
     fn sync(&self, handle: &HostHandle) -> Result<()> {
         handle.data.as_ref().map_or(Ok(()), |data| fs::fsync(data).map_err(errno))
+    }
+
+    fn beside(&self) -> Option<Work> {
+        let mount = self.mount.clone()?;
+        Some(Box::new(move || mount.disturb()))
     }
 
     fn list_part(&self, handle: &HostHandle, after: u64, chunk: usize) -> Result<Part> {

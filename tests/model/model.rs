@@ -17,12 +17,15 @@ mod history;
 mod host;
 mod layer;
 mod lowers;
+mod mounted;
 mod run;
 #[cfg(shuttle)]
 mod schedules;
 mod scheme;
 mod threads;
 mod tree;
+
+use std::sync::Arc;
 
 use linux_delegate::redoxfs::NAME_MAX;
 use overlayfs::layer::{Kind, Owner, RenameMode};
@@ -33,6 +36,7 @@ use engine::Engine;
 use front_end::FrontEnd;
 use host::Host;
 use layer::Written;
+use mounted::Mounted;
 use run::{Abilities, Case, Mount};
 use test_common::Setup;
 #[cfg(not(shuttle))]
@@ -92,7 +96,8 @@ fn redoxfs(_: &Case) -> Box<dyn Backing> {
 #[test]
 fn the_reference_matches_linux() {
     let rules = Rules { reserves: false, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
+    let abilities =
+        Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None, snapshots: false };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host.txt");
     check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, false));
 }
@@ -100,7 +105,8 @@ fn the_reference_matches_linux() {
 #[test]
 fn the_reference_follows_symlinks_as_linux_does() {
     let rules = Rules { reserves: false, follows: true, ..ON_HOST };
-    let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None };
+    let abilities =
+        Abilities { rules, bytes: true, full: true, linux: true, layers: None, check: None, snapshots: false };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/host-follows.txt");
     check(kept, 100, abilities, &host_in_memory, &|stacked| Host::new(stacked.upper, true));
 }
@@ -108,8 +114,15 @@ fn the_reference_follows_symlinks_as_linux_does() {
 #[test]
 fn the_engine_matches_the_reference() {
     let layers = Some(Written::Native);
-    let abilities =
-        Abilities { rules: ON_HOST, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers) };
+    let abilities = Abilities {
+        rules: ON_HOST,
+        bytes: true,
+        full: true,
+        linux: true,
+        layers,
+        check: Some(engine::check_layers),
+        snapshots: false,
+    };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine.txt");
     check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount(stacked)));
 }
@@ -118,16 +131,42 @@ fn the_engine_matches_the_reference() {
 fn the_engine_matches_in_the_kernels_format() {
     let rules = Rules { reserves: false, devices: false, ..ON_HOST };
     let layers = Some(Written::Kernel);
-    let abilities =
-        Abilities { rules, bytes: true, full: true, linux: true, layers, check: Some(engine::check_layers_kernel) };
+    let abilities = Abilities {
+        rules,
+        bytes: true,
+        full: true,
+        linux: true,
+        layers,
+        check: Some(engine::check_layers_kernel),
+        snapshots: false,
+    };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-kernel.txt");
     check(kept, 250, abilities, &host, &|stacked| Engine::new(engine::mount_kernel(stacked)));
 }
 
 #[test]
+fn the_engine_matches_with_snapshots() {
+    let layers = Some(Written::Native);
+    let abilities =
+        Abilities { rules: ON_HOST, bytes: true, full: true, linux: true, layers, check: None, snapshots: true };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-snapshots.txt");
+    check(kept, 250, abilities, &host, &|stacked| engine::mount_in_chain(stacked));
+}
+
+#[test]
+fn the_engine_matches_with_snapshots_in_the_kernels_format() {
+    let rules = Rules { reserves: false, devices: false, ..ON_HOST };
+    let layers = Some(Written::Kernel);
+    let abilities = Abilities { rules, bytes: true, full: true, linux: true, layers, check: None, snapshots: true };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-kernel-snapshots.txt");
+    check(kept, 150, abilities, &host, &|stacked| engine::mount_kernel_in_chain(stacked));
+}
+
+#[test]
 fn the_engine_matches_over_redoxfs() {
     let layers = Some(Written::Native);
-    let abilities = Abilities { rules: ON_REDOXFS, bytes: false, full: false, linux: false, layers, check: None };
+    let abilities =
+        Abilities { rules: ON_REDOXFS, bytes: false, full: false, linux: false, layers, check: None, snapshots: false };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/engine-redoxfs.txt");
     check(kept, 250, abilities, &redoxfs, &|stacked| Engine::new(engine::mount_redoxfs(stacked)));
 }
@@ -136,8 +175,15 @@ fn the_engine_matches_over_redoxfs() {
 fn the_scheme_matches_the_reference() {
     let rules = Rules { follows: true, xattrs: false, ..ON_HOST };
     let layers = Some(Written::Native);
-    let abilities =
-        Abilities { rules, bytes: false, full: true, linux: false, layers, check: Some(engine::check_layers) };
+    let abilities = Abilities {
+        rules,
+        bytes: false,
+        full: true,
+        linux: false,
+        layers,
+        check: Some(engine::check_layers),
+        snapshots: false,
+    };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/scheme.txt");
     check(kept, 120, abilities, &host, &|stacked| scheme::serve(engine::mount(stacked)));
 }
@@ -146,14 +192,24 @@ fn the_scheme_matches_the_reference() {
 fn the_scheme_matches_over_redoxfs() {
     let rules = Rules { follows: true, ..ON_REDOXFS };
     let layers = Some(Written::Native);
-    let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None };
+    let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None, snapshots: false };
     let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/scheme-redoxfs.txt");
     check(kept, 120, abilities, &redoxfs, &|stacked| scheme::serve(engine::mount_redoxfs(stacked)));
 }
 
+#[test]
+fn the_scheme_matches_with_snapshots_over_redoxfs() {
+    let rules = Rules { follows: true, ..ON_REDOXFS };
+    let layers = Some(Written::Native);
+    let abilities = Abilities { rules, bytes: false, full: false, linux: false, layers, check: None, snapshots: true };
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/scheme-redoxfs-snapshots.txt");
+    check(kept, 120, abilities, &redoxfs, &|stacked| scheme::serve_in_chain(engine::mount_redoxfs_in_chain(stacked)));
+}
+
 /// The work of the threads on one stack of layers.
 #[cfg(not(shuttle))]
-const THREADS: Size = Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false };
+const THREADS: Size =
+    Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false, mounted: false };
 
 /// Lets threads work on `setups` stacks of layers, or on as many as `THREADS_SETUPS` says.
 #[cfg(not(shuttle))]
@@ -201,5 +257,16 @@ fn clients_of_the_scheme_are_linearizable() {
     check_threads(3, THREADS, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
         let scheme = scheme::serve(engine::mount_slowed(stacked, std::thread::yield_now));
         (0..THREADS.threads).map(|_| scheme.another()).collect()
+    });
+}
+
+/// A snapshot or a restart happens beside the operations of each round.
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_are_linearizable() {
+    let size = Size { threads: 4, rounds: 8, mounted: true, ..THREADS };
+    check_threads(2, size, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
+        let mount = Arc::new(Mounted::new(stacked));
+        (0..size.threads).map(|_| Host::of(mount.clone())).collect()
     });
 }

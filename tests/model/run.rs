@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::{Debug, Write as _};
 use std::path::{Path, PathBuf};
 
+use linux_delegate::abi::Maker;
 use overlayfs::errno::{EINVAL, ENOENT};
 use overlayfs::layer::{Owner, RenameMode, Time};
 use proptest::prelude::*;
@@ -66,6 +67,14 @@ pub enum Op {
     ListOn(Index, usize),
     /// Ends the overlay and mounts the same layers again.
     Remount,
+    /// Completes and syncs everything.
+    Settle,
+    /// Freezes the upper layer and goes on.
+    Snapshot,
+    /// Lets another overlay go on with everything, as a new daemon does.
+    Restart,
+    /// Closes everything and goes back to the last snapshot.
+    RollBack,
     /// Ends the overlay and mounts its upper layer as the top lower layer of a new one.
     Stack,
     /// Ends the overlay and mounts its upper layer over other lower layers.
@@ -92,12 +101,15 @@ pub struct Abilities {
     pub bytes: bool,
     /// Whether sockets and FIFOs can be made, and renames can exchange.
     pub full: bool,
-    /// Whether files can be made without a name, and renames can leave a device.
+    /// Whether files can be made without a name, renames can leave a device, and another process
+    /// can go on with an overlay that has snapshots.
     pub linux: bool,
     /// The format of the upper layer, if there are layers to mount again.
     pub layers: Option<Written>,
     /// Repairs the upper layer over these lower ones.
     pub check: Option<fn(&[PathBuf], &Path) -> Checked>,
+    /// Whether there are snapshots. Then the layers stay in their order.
+    pub snapshots: bool,
 }
 
 /// The result of a check.
@@ -116,6 +128,8 @@ pub struct Case {
     /// The limit of names in the cache, or None for the usual one.
     known_max: Option<usize>,
     ops: Vec<Op>,
+    /// On Redox, the process that makes files of other users.
+    maker: Maker,
 }
 
 /// The extended attributes that operations set. Some of them have a meaning for overlays.
@@ -224,6 +238,16 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
         1 => (any::<Index>(), any::<Index>()).prop_map(|(one, other)| Change::Swap(one, other)),
     ];
     let change = prop_oneof![2 => change.prop_map(Op::Change), 1 => any::<Index>().prop_map(Op::Forget)];
+    if abilities.snapshots {
+        let mounts = prop_oneof![
+            2 => Just(Op::Remount),
+            2 => Just(Op::Settle),
+            5 => Just(Op::Snapshot),
+            5 => Just(if abilities.linux { Op::Restart } else { Op::Snapshot }),
+            2 => Just(Op::RollBack),
+        ];
+        return some(op, 12, true, mounts);
+    }
     let mounts = prop_oneof![2 => Just(Op::Remount), 1 => Just(Op::Stack)];
     let mounts = some(mounts, 60, abilities.layers.is_some(), change);
     some(op, 6, abilities.layers.is_some(), mounts)
@@ -231,8 +255,10 @@ fn op(abilities: Abilities) -> BoxedStrategy<Op> {
 
 pub fn case(abilities: Abilities) -> impl Strategy<Value = Case> {
     let known_max = prop::option::of(0usize..12);
-    (lowers::stack(), prop::bool::weighted(0.8), known_max, prop::collection::vec(op(abilities), 1..40))
-        .prop_map(|(stack, in_memory, known_max, ops)| Case { stack, in_memory, known_max, ops })
+    let dies = (0usize..8, any::<bool>()).prop_map(|(after, makes_last)| Maker::Dies { after, makes_last });
+    let maker = prop_oneof![Just(Maker::Lives), dies];
+    (lowers::stack(), prop::bool::weighted(0.8), known_max, prop::collection::vec(op(abilities), 1..40), maker)
+        .prop_map(|(stack, in_memory, known_max, ops, maker)| Case { stack, in_memory, known_max, ops, maker })
 }
 
 /// The layers to mount: the lower ones, top first, and the upper one. Without layers, the tree is
@@ -244,6 +270,7 @@ pub struct Stacked<'a> {
     /// Whether the upper layer was mounted over other layers before, so that it may hide missing
     /// objects.
     pub changed: bool,
+    pub maker: Maker,
 }
 
 /// Mounts layers.
@@ -262,9 +289,15 @@ struct Pair<'a, D: FrontEnd> {
     /// The lower layers, top first: their paths and contents.
     lowers: Vec<(PathBuf, Object)>,
     upper: PathBuf,
+    /// The frozen layers below the topmost one, the first one first: their paths, contents, and the
+    /// reference at that time.
+    frozen: Vec<(PathBuf, Object, Tree)>,
+    /// The topmost layer, if that is not `upper`.
+    top: Option<PathBuf>,
     /// The number of objects of layers with an id.
     ids: u64,
     known_max: Option<usize>,
+    maker: Maker,
     /// Whether the lower layers differ from those of the first mount of the upper one.
     changed: bool,
     tree: Tree,
@@ -322,9 +355,12 @@ pub fn run<D: FrontEnd>(
         front_end: None,
         backing,
         upper: PathBuf::new(),
+        frozen: Vec::new(),
+        top: None,
         lowers,
         ids,
         known_max: case.known_max,
+        maker: case.maker,
         changed: false,
         listings: BTreeMap::new(),
         seen: Seen::default(),
@@ -394,8 +430,8 @@ impl<D: FrontEnd> Pair<'_, D> {
         if self.abilities.layers.is_none() {
             layer::write(&*self.backing, &merge(&self.lowers), &self.upper);
         }
-        let Self { known_max, changed, .. } = *self;
-        self.front_end = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed }));
+        let Self { known_max, changed, maker, .. } = *self;
+        self.front_end = Some((self.mount)(&Stacked { lowers: &paths, upper: &self.upper, known_max, changed, maker }));
     }
 
     /// Ends the mount and checks the upper layer that it left. Returns that layer.
@@ -414,10 +450,59 @@ impl<D: FrontEnd> Pair<'_, D> {
         let Some(written) = self.abilities.layers else {
             return Ok(None);
         };
-        let upper = layer::read(&*self.backing, &self.upper, written, &mut self.ids);
-        let layers: Vec<_> = [&upper].into_iter().chain(self.lowers.iter().map(|(_, layer)| layer)).cloned().collect();
+        let top = self.top.as_ref().unwrap_or(&self.upper);
+        let upper = layer::read(&*self.backing, top, written, &mut self.ids);
+        let frozen = self.frozen.iter().rev().map(|(_, layer, _)| layer);
+        let lowers = self.lowers.iter().map(|(_, layer)| layer);
+        let layers: Vec<_> = [&upper].into_iter().chain(frozen).chain(lowers).cloned().collect();
         self.compare_layers(&layer::merge(&layers))?;
         Ok(Some(upper))
+    }
+
+    /// Freezes the upper layer. Everything goes on, with the same numbers and times.
+    fn snapshot(&mut self) -> Check {
+        let Some(written) = self.abilities.layers else { return Ok(()) };
+        let front_end = self.front_end.as_mut().expect("mounted");
+        let number = front_end.snapshot(&mut self.handles).map_err(|errno| fail(Path::new("/"), "snapshot", errno))?;
+        self.say(format!("snapshot {number}"));
+        let path = self.top.replace(self.layer_of(number)).unwrap_or_else(|| self.upper.clone());
+        let layer = layer::read(&*self.backing, &path, written, &mut self.ids);
+        self.backing.guard(&path);
+        self.frozen.push((path, layer, self.tree.clone()));
+        // The layers alone do not tell that names of a frozen layer show a copy of a layer above.
+        for node in &mut self.tree.nodes {
+            node.linked_below |= node.kind != Kind::Dir && node.names > 1;
+        }
+        self.seen.inodes.retain(|_, number| *number < COUNTED);
+        self.compare()
+    }
+
+    fn roll_back(&mut self) -> Check {
+        let Some((_, _, tree)) = self.frozen.last() else { return Ok(()) };
+        let tree = tree.clone();
+        for handle in std::mem::take(&mut self.handles).into_values() {
+            self.front_end().close(handle);
+        }
+        self.listings.clear();
+        let front_end = self.front_end.as_mut().expect("mounted");
+        let number = front_end.roll_back().map_err(|errno| fail(Path::new("/"), "rollback", errno))?;
+        self.say(format!("rollback to layer {number}"));
+        self.top = Some(self.layer_of(number));
+        self.tree = tree;
+        self.tree.handles.clear();
+        for node in &mut self.tree.nodes {
+            node.linked_below |= node.kind != Kind::Dir && node.names > 1;
+        }
+        let nodes = self.tree.nodes.len();
+        self.seen.inodes.retain(|id, number| *number < COUNTED && *id < nodes);
+        // The times are those of the snapshot.
+        self.seen.ctimes.clear();
+        self.compare()
+    }
+
+    /// Returns the path of a layer of the chain.
+    fn layer_of(&self, number: u64) -> PathBuf {
+        self.upper.with_added_extension("snapshots").join(number.to_string()).join("upper")
     }
 
     /// Compares the reference with the layers on disk, merged by the words of the format.
@@ -879,6 +964,19 @@ impl<D: FrontEnd> Pair<'_, D> {
                 self.say("remount");
                 self.remount()?;
             }
+            Op::Settle => {
+                self.say("sync of everything");
+                prop_assert_eq!(self.front_end().settle(), Ok(0), "partial copies are left");
+            }
+            Op::Snapshot => self.snapshot()?,
+            Op::Restart => {
+                self.say("restart");
+                let front_end = self.front_end.as_mut().expect("mounted");
+                let done = front_end.restart(&mut self.handles);
+                done.map_err(|errno| fail(Path::new("/"), "restart", errno))?;
+                self.compare()?;
+            }
+            Op::RollBack => self.roll_back()?,
             Op::Stack => {
                 self.say("remount with the upper layer as a lower one");
                 self.stack()?;

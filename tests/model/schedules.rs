@@ -54,7 +54,8 @@ fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-const SMALL: Size = Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, large: false, linux: true };
+const SMALL: Size =
+    Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, large: false, linux: true, mounted: false };
 
 #[test]
 fn random_operations_in_random_orders() {

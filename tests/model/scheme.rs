@@ -2,6 +2,7 @@
 //! rights sends the requests of ordinary programs.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -9,8 +10,12 @@ use std::sync::Arc;
 use linux_delegate::client::parse_dirents;
 use linux_delegate::daemon::unused_name;
 use linux_delegate::{Daemon, Fd, Process};
+use overlayfs::control::ask::{Refusal, ask};
+use overlayfs::control::fact::{Fact, Value};
+use overlayfs::control::{CALL, Command};
 use overlayfs::layer::{Fixed, Layer, Owner, RenameMode, Stat, Time};
 use overlayfs::overlay::Overlay;
+use overlayfs::scheme::{About, OverlayScheme};
 use syscall::TimeSpec;
 use syscall::dirent::DirentKind;
 use syscall::error::{EBADF, EINVAL, EIO, EISDIR, ENOTDIR, Error};
@@ -43,6 +48,14 @@ pub struct Scheme {
 pub struct SchemeHandle {
     fd: Fd,
     kind: Kind,
+}
+
+/// Serves an overlay with a channel, for snapshots.
+pub fn serve_in_chain<L: Layer>(overlay: Overlay<L>) -> Scheme {
+    let name = unused_name("model");
+    let about = About { owner: 0, facts: Vec::new() };
+    let scheme = OverlayScheme::new(Arc::new(overlay), name.clone()).with_channel(about);
+    Scheme::client(Arc::new(Daemon::of(scheme, name).0))
 }
 
 /// Serves an overlay under a name of its own.
@@ -116,6 +129,26 @@ impl Scheme {
         let path = at.path.join(OsStr::new("/")).into_vec();
         let usable = at.held.is_none() && self.turn.get();
         usable.then(|| [format!("/scheme/{}/", self.daemon.name()).as_bytes(), &path].concat())
+    }
+
+    /// Sends a command to the channel.
+    fn command(&self, command: Command) -> Result<Vec<Fact>> {
+        let send = |frame: &mut [u8]| self.top.call(frame, &[CALL]).map(drop);
+        ask(command, &[], send).map_err(|refusal| match refusal {
+            Refusal::Call(error) => errno(error),
+            Refusal::Failed { errno, .. } => errno,
+            Refusal::Malformed => panic!("the answer of {command:?} makes no sense"),
+        })
+    }
+
+    /// Returns the number of the topmost upper layer, after a command has put it there.
+    fn put_on_top(&self, by: Command) -> Result<u64> {
+        self.command(by)?;
+        self.command(Command::Status)?;
+        match self.command(Command::Snapshots)?.last().map(|fact| fact.value.clone()) {
+            Some(Value::Numbers(numbers)) => Ok(numbers[0]),
+            other => panic!("the last snapshot is {other:?}"),
+        }
     }
 
     fn remove(&self, at: &At<SchemeHandle>, flags: usize) -> Result<()> {
@@ -230,6 +263,7 @@ impl FrontEnd for Scheme {
             mtime: Time { sec: stat.st_mtime as i64, nsec: stat.st_mtime_nsec },
             ctime: Time { sec: stat.st_ctime as i64, nsec: stat.st_ctime_nsec },
             fixed: Fixed::default(),
+            generation: 0,
         })
     }
 
@@ -281,6 +315,23 @@ impl FrontEnd for Scheme {
 
     fn sync(&self, handle: &Self::Handle) -> Result<()> {
         handle.fd.fsync().map_err(errno)
+    }
+
+    fn settle(&self) -> Result<u64> {
+        self.command(Command::Sync)?;
+        let told = self.command(Command::Status)?.into_iter().find(|fact| fact.name == "partial_copies");
+        match told.map(|fact| fact.value) {
+            Some(Value::Numbers(left)) => Ok(left[0]),
+            other => panic!("the number of partial copies is {other:?}"),
+        }
+    }
+
+    fn snapshot(&mut self, _: &mut BTreeMap<usize, Self::Handle>) -> Result<u64> {
+        self.put_on_top(Command::Snapshot)
+    }
+
+    fn roll_back(&mut self) -> Result<u64> {
+        self.put_on_top(Command::RollBack)
     }
 
     fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part> {

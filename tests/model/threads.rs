@@ -18,7 +18,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(not(shuttle))]
 use std::thread::scope;
+use std::time::Duration;
 
+use linux_delegate::abi::Maker;
 use overlayfs::layer::Stat;
 #[cfg(shuttle)]
 use shuttle::{sync::Barrier, thread::scope};
@@ -49,6 +51,9 @@ pub struct Size {
     /// Whether ranges of files can be copied and reserved, files need no name, and renames can
     /// leave a device.
     pub linux: bool,
+    /// Whether the operations are system calls on a mount. Then there are pauses between them, for
+    /// the work of its owner. No listing is one step, so there are none.
+    pub mounted: bool,
 }
 
 /// The number of open objects of each thread. The first are directories.
@@ -114,9 +119,10 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
     let mut state = State { tree, numbers: BTreeMap::new() };
     for _ in 0..size.mounts {
         let known_max = (dice.below(2) == 0).then(|| dice.below(10));
-        let front_ends = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false });
+        let maker = Maker::Lives;
+        let front_ends = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false, maker });
         state = rounds(front_ends, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
-        check_layers(&*backing, &layers, &upper, &state.tree);
+        check_layers(&*backing, &layers, &upper, &state.tree, size.mounted);
     }
     backing.check();
 }
@@ -147,13 +153,17 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
         }
         let plans: Vec<_> = (0..size.threads).map(|number| plan(number, size, dice)).collect();
         let (barrier, clock) = (Barrier::new(size.threads), AtomicU64::new(0));
+        let beside = threads[0].front_end.beside();
         scope(|scope| {
             for (thread, plan) in threads.iter_mut().zip(plans) {
                 let (barrier, clock) = (&barrier, &clock);
                 scope.spawn(move || {
                     barrier.wait();
-                    thread.events = plan.into_iter().map(|op| thread.ask(op, clock)).collect();
+                    thread.events = plan.into_iter().map(|(pause, op)| thread.ask(pause, op, clock)).collect();
                 });
+            }
+            if let Some(work) = beside {
+                work();
             }
         });
         let events: Vec<_> = threads.iter_mut().map(|thread| std::mem::take(&mut thread.events)).collect();
@@ -194,7 +204,8 @@ fn slot(thread: usize, index: usize) -> usize {
     thread * HELD + index
 }
 
-fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
+/// Returns the operations of a thread, each with the pause before it.
+fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<(Duration, Op)> {
     let place = |dice: &mut Random| {
         let held = Some(slot(number, dice.below(HELD_DIRS)));
         Place { held, path: vec![OsString::from(*dice.one_of(&NAMES))] }
@@ -227,12 +238,14 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<Op> {
         21 => Op::Truncate(file(dice), offset(dice)),
         22 => Op::SetMode(any(dice), 0o700 + dice.below(8) as u32),
         23 => Op::Sync(any(dice)),
+        24 if size.mounted => Op::Stat(any(dice)),
         24 => Op::List(slot(number, dice.below(HELD_DIRS))),
         25..27 => Op::CopyByte((file(dice), offset(dice)), (file(dice), offset(dice))),
         27 => Op::Reserve(file(dice), 1 + offset(dice)),
         _ => Op::Temp(file(dice), slot(number, dice.below(HELD_DIRS)), 0o600 + dice.below(8) as u32),
     };
-    (0..size.ops).map(|_| op(dice)).collect()
+    let pause = |dice: &mut Random| if size.mounted { dice.below(30) } else { 0 };
+    (0..size.ops).map(|_| (Duration::from_millis(pause(dice) as u64), op(dice))).collect()
 }
 
 impl<D: FrontEnd> Thread<D> {
@@ -240,7 +253,10 @@ impl<D: FrontEnd> Thread<D> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
 
-    fn ask(&mut self, op: Op, clock: &AtomicU64) -> Event {
+    fn ask(&mut self, pause: Duration, op: Op, clock: &AtomicU64) -> Event {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
         let asked = clock.fetch_add(1, Ordering::SeqCst);
         let mut opened = None;
         let answer = self.answer(&op, &mut opened).unwrap_or_else(Answer::Failed);
@@ -328,17 +344,27 @@ fn forget(state: &mut State) {
     state.numbers.retain(|id, _| tree.node(*id).names > 0 || tree.handles.values().any(|held| held == id));
 }
 
-/// Panics unless the layers on disk, merged by the words of the format, match the reference.
-fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree) {
-    let upper = layer::read(backing, upper, Written::Native, &mut (1 << 32));
-    let layers: Vec<_> = [upper].into_iter().chain(lowers.iter().cloned()).collect();
+/// Panics unless the layers on disk, merged by the words of the format, match the reference. There
+/// may be snapshots. Then names of a frozen layer show a copy of a layer above, which the layers
+/// alone do not tell.
+fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree, snapshots: bool) {
+    let chain = upper.with_added_extension("snapshots");
+    let mut numbers: Vec<u64> = match snapshots {
+        true => backing.names(&chain).iter().filter_map(|name| name.to_str()?.parse().ok()).collect(),
+        false => Vec::new(),
+    };
+    numbers.sort_unstable();
+    let frozen = numbers.iter().rev().map(|number| chain.join(number.to_string()).join("upper"));
+    let mut ids = 1 << 32;
+    let uppers = frozen.chain([upper.to_owned()]).map(|path| layer::read(backing, &path, Written::Native, &mut ids));
+    let layers: Vec<_> = uppers.chain(lowers.iter().cloned()).collect();
     let mut expected: BTreeMap<_, _> = tree.paths().into_iter().collect();
     let merged = layer::merge(&layers);
     layer::walk(&merged, &mut |path, object| {
         let id = expected.remove(path).unwrap_or_else(|| panic!("the layers show {path:?}"));
         let node = tree.node(id);
         assert_eq!(object.kind(), node.kind, "{path:?} in the layers");
-        if !node.linked_below {
+        if !node.linked_below && !(snapshots && node.linked) {
             assert_eq!(object.meta.mode, node.mode, "{path:?} in the layers");
             assert!(
                 !matches!(&object.body, Body::File(bytes) if *bytes != *node.data),
@@ -357,13 +383,14 @@ fn told(state: &State, threads: &[Vec<Event>], far: &Farthest, end: &Scene) -> S
     for (path, id) in state.tree.paths().into_iter().chain(unlinked.map(|id| (PathBuf::from("(unlinked)"), *id))) {
         let node = state.tree.node(id);
         let held: Vec<_> = state.tree.handles.iter().filter(|(_, held)| **held == id).map(|(slot, _)| slot).collect();
-        let text = &node.data;
+        let (text, number) = (&node.data, state.numbers.get(&id).copied().unwrap_or_default());
         let _ = writeln!(
             said,
-            "  /{} {:?} {:o} {text:?} object {id}, held as {held:?}",
+            "  /{} {:?} {:o} ×{} {text:?} object {id}, number {number:x}, held as {held:?}",
             path.display(),
             node.kind,
-            node.mode
+            node.mode,
+            node.names + node.unseen
         );
     }
     let of_thread = |(thread, all)| std::iter::repeat(thread).zip(all).enumerate();

@@ -103,6 +103,8 @@ pub struct Node {
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Whether it came from a lower layer in which it has other names.
     pub linked_below: bool,
+    /// Whether it ever had several names in the tree.
+    pub linked: bool,
     /// The number of its names in that layer that never showed in the tree. They count as links.
     pub unseen: u32,
     /// Whether it was made without a name, and may get its first one.
@@ -223,6 +225,7 @@ impl Tree {
             changes: 0,
             xattrs: BTreeMap::new(),
             linked_below: false,
+            linked: false,
             unseen: 0,
             temp: false,
         });
@@ -420,6 +423,7 @@ impl Tree {
             changes: 0,
             xattrs: BTreeMap::new(),
             linked_below: false,
+            linked: false,
             unseen: 0,
             temp: false,
         });
@@ -454,6 +458,7 @@ impl Tree {
         none_of(wrong)?;
         self.nodes[id].temp = false;
         self.enter(dir, name, id);
+        self.nodes[id].linked |= self.nodes[id].names > 1;
         Ok(())
     }
 

@@ -83,6 +83,9 @@ fn bash_completes_options_and_their_values() {
     assert_eq!(offered("overlayfs-layer dif"), ["diff"]);
     assert_eq!(offered("overlayfs-layer diff --upper tests/pag"), ["tests/pages/"]);
     assert_eq!(offered("overlayfs-layer diff --fr"), ["--from"]);
+    assert_eq!(offered("overlayfs-fuse syn"), ["sync"]);
+    assert_eq!(offered("overlayfs-fuse tests/pag"), ["tests/pages/"]);
+    assert_eq!(offered("overlayfs-fuse sync tests/pag"), ["tests/pages/"]);
     assert_eq!(offered("overlayfs-fuse -o upper"), ["upperdir="]);
     assert_eq!(offered("overlayfs-fuse -o lowerdir=/a:/b,noac"), ["/b,noacl"]);
     assert_eq!(offered("overlayfs-fuse -o lowerdir=tests/pag"), ["tests/pages/"]);

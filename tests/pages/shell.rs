@@ -81,7 +81,7 @@ pub fn bash(program: &Program) -> String {
         r#"{head}
 
 _{function}() {{
-    local line=${{COMP_LINE:0:COMP_POINT}} replaced=${{COMP_WORDS[COMP_CWORD]}} before part offer=()
+    local line=${{COMP_LINE:0:COMP_POINT}} replaced=${{COMP_WORDS[COMP_CWORD]}} before part offer=(-d -S /)
     # bash splits words at '=' and ':' too, and replaces only what is behind them.
     [[ $replaced == [=:] ]] && replaced=
     part=${{line##* }}
@@ -96,8 +96,7 @@ _{function}() {{
         part=${{part##*[=:]}}
     else
         case $before in
-{command_case}{word_cases}        *) offer=(-d -S /) ;;
-        esac
+{command_case}{word_cases}        esac
         if [[ $part == -* ]]; then
             compopt +o nospace
             offer=(-W '{word_names}')
@@ -125,8 +124,16 @@ complete -F _{function} {name}
 fn command_case(program: &Program) -> String {
     match command_names(program) {
         names if names.is_empty() => String::new(),
-        names => format!("        {}) offer=(-W '{names}'); compopt +o nospace ;;\n", program.name),
+        names => format!(
+            "        {}) [[ $part == */* ]] || {{ offer=(-W '{names}'); compopt +o nospace; }} ;;\n",
+            program.name
+        ),
     }
+}
+
+/// Whether the first word is a subcommand in each form of the command line.
+fn needs_command(program: &Program) -> bool {
+    program.forms[0].starts_with("COMMAND")
 }
 
 fn command_names(program: &Program) -> String {
@@ -149,19 +156,32 @@ pub fn zsh(program: &Program) -> String {
         let times = if option.name.starts_with('-') { times } else { "" };
         format!("'{times}{}[{}]{}'", option.name.replace('+', "\\+"), quoted(&option.about), action(&option.value))
     };
-    let zsh_commands = match command_names(program) {
-        names if names.is_empty() => String::new(),
-        names => format!("        '1:command:({names})' \\\n"),
+    let function = format!("_{}_commands", program.name.replace('-', "_"));
+    let described = |(name, effect): &(&str, &str)| {
+        let effect = effect.trim_end_matches('.').replace('`', "").replace('\'', "'\\''");
+        format!("        '{name}:{effect}'\n")
+    };
+    let commands = match program.commands {
+        [] => String::new(),
+        all => {
+            let all: String = all.iter().map(described).collect();
+            format!("{function}() {{\n    local -a commands=(\n{all}    )\n    _describe command commands\n}}\n\n")
+        }
+    };
+    let first_word = match program.commands {
+        [] => String::new(),
+        _ if needs_command(program) => format!("        '1:command:{function}' \\\n"),
+        _ => format!("        '1: : _alternative \"commands:command:{function}\" \"dirs:directory:_files -/\"' \\\n"),
     };
     let lines = |are_words| options(program, are_words).iter().map(spec).collect::<Vec<_>>().join(" \\\n        ");
     format!(
         r#"#compdef {name}
 {head}
 
-local state line
+{commands}local state line
 _arguments -s \
         {words} \
-{commands}        '*:directory:_files -/'
+{first_word}        '*:directory:_files -/'
 if [[ $state == list ]]; then
     _values -s , 'mount option' \
         {items}
@@ -170,7 +190,6 @@ fi
         name = program.name,
         head = head(program),
         words = lines(true),
-        commands = zsh_commands,
         items = lines(false),
     )
 }

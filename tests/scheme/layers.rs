@@ -50,6 +50,19 @@ impl Layers {
         mount(&Options { lowers: vec![self.path("lower")], upper, ..Options::default() }).unwrap()
     }
 
+    /// Mounts with a directory for snapshots.
+    pub fn mount_with_snapshots(&self) -> Overlay<OsLayer> {
+        fs::create_dir_all(self.path("snapshots")).unwrap();
+        let [upper, snapshots] = ["upper", "snapshots"].map(|name| Some(self.path(name)));
+        mount(&Options { lowers: vec![self.path("lower")], upper, snapshots, ..Options::default() }).unwrap()
+    }
+
+    /// Returns the content of a file of the upper layer that a snapshot put on the others, the
+    /// first one with the number 1.
+    pub fn later_content(&self, number: u64, path: &str) -> Vec<u8> {
+        fs::read(self.path(&format!("snapshots/{number}/upper/{path}"))).unwrap()
+    }
+
     /// Returns an overlay of the two layers, with counted backing calls. It copies files up whole.
     pub fn counted(&self) -> (Overlay<Counted<OsLayer>>, Counts) {
         let counts = Counts::default();

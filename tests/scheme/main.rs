@@ -4,6 +4,7 @@
 //! `tests/scheme_redoxfs` runs the same tests above layers on a simulated redoxfs.
 
 mod attributes;
+mod control;
 mod data;
 mod holes;
 mod hostile;
@@ -15,6 +16,7 @@ mod open;
 mod panics;
 mod paths;
 mod side_by_side;
+mod snapshots;
 mod sockets;
 mod support;
 mod traps;

@@ -124,7 +124,7 @@ struct Stuck {
 
 impl Stuck {
     fn new(method: Method) -> Self {
-        let layers = Layers::new(|_| {});
+        let layers = Layers::new(|lower| lower.file("of-lower", 0o644));
         let (overlay, counts) = layers.counted();
         let ((arrive, arrived), (gate, opened)) = (mpsc::channel(), mpsc::channel::<()>());
         let opened = std::sync::Mutex::new(opened);
@@ -149,7 +149,9 @@ impl Stuck {
         sticky.fchmod(0o1777).unwrap();
         file.fchown(1001, 100).unwrap();
         file.fstat().unwrap();
-        // Invalidates the attributes: a permission check must get them from the layer again.
+        // A change of its owner may drop a file capability of the lower layer. So a permission check
+        // must ask the layer for the attributes again.
+        who.rename(setup.path("of-lower"), setup.path("sticky/other")).unwrap();
         attributes(&setup, "sticky/other").fchown(1001, 100).unwrap();
         Self { dirs: Dirs { setup, here, sticky, file }, armed, arrived, gate }
     }

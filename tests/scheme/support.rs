@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use linux_delegate::daemon::unused_name;
 use linux_delegate::{Daemon, Fd, Process};
+use overlayfs::control::ask::{Refusal, ask};
+use overlayfs::control::fact::Fact;
+use overlayfs::control::{CALL, Command};
 use overlayfs::overlay::Overlay;
-use overlayfs::scheme::OverlayScheme;
+use overlayfs::scheme::{About, OverlayScheme};
 use syscall::error::{Error, Result};
 use syscall::flag::{O_NOFOLLOW, O_STAT};
 
@@ -35,6 +38,28 @@ impl Setup {
         let layers = Layers::new(fill_lower);
         let name = unused_name("overlay");
         let scheme = OverlayScheme::new(Arc::new(layers.mount(true)), name.clone()).protect_hardlinks(false);
+        Self { daemon: Daemon::of(scheme, name).0, layers }
+    }
+
+    /// Makes a writable overlay that ann serves, with a channel that tells these facts.
+    pub fn with_channel(fill_lower: impl FnOnce(&Layer), facts: Vec<Fact>) -> Self {
+        let layers = Layers::new(fill_lower);
+        let name = unused_name("overlay");
+        let about = About { owner: 1000, facts };
+        let scheme = OverlayScheme::new(Arc::new(layers.mount(true)), name.clone()).with_channel(about);
+        Self { daemon: Daemon::of(scheme, name).0, layers }
+    }
+
+    /// Makes a writable overlay that ann serves, with a directory for snapshots.
+    pub fn with_snapshots(fill_lower: impl FnOnce(&Layer)) -> Self {
+        Self::again(Layers::new(fill_lower))
+    }
+
+    /// Serves such an overlay again.
+    pub fn again(layers: Layers) -> Self {
+        let name = unused_name("overlay");
+        let about = About { owner: 1000, facts: Vec::new() };
+        let scheme = OverlayScheme::new(Arc::new(layers.mount_with_snapshots()), name.clone()).with_channel(about);
         Self { daemon: Daemon::of(scheme, name).0, layers }
     }
 
@@ -103,6 +128,17 @@ impl Setup {
     pub fn is_alive(&self) -> bool {
         self.exists("")
     }
+}
+
+/// Sends a command to the channel of a scheme. Returns the whole answer, or the errno of the
+/// command.
+pub fn command(root: &Fd, command: Command, arguments: &[Fact]) -> Result<Vec<Fact>> {
+    let send = |frame: &mut [u8]| root.call(frame, &[CALL]).map(|length| assert_eq!(length, frame.len()));
+    ask(command, arguments, send).map_err(|refusal| match refusal {
+        Refusal::Call(error) => error,
+        Refusal::Failed { errno, .. } => Error::new(errno),
+        Refusal::Malformed => panic!("the answer makes no sense"),
+    })
 }
 
 pub fn root() -> Process {

@@ -42,6 +42,22 @@ impl Layers {
         Overlay::new(overlay::Layers { upper, work: None, lowers: vec![self.open("lower", false)] }).unwrap()
     }
 
+    /// Mounts with a directory for snapshots.
+    pub fn mount_with_snapshots(&self) -> Overlay<RedoxLayer> {
+        if !self.disk.tree().names("").contains(&"snapshots".to_owned()) {
+            self.disk.tree().put_dir("snapshots");
+        }
+        let (upper, lowers) = (Some(self.open("upper", true)), vec![self.open("lower", false)]);
+        let layers = overlay::Layers { upper, work: None, lowers };
+        Overlay::with_snapshots(layers, self.open("snapshots", true), Settings::default()).unwrap()
+    }
+
+    /// Returns the content of a file of the upper layer that a snapshot put on the others, the
+    /// first one with the number 1.
+    pub fn later_content(&self, number: u64, path: &str) -> Vec<u8> {
+        self.disk.tree().look(&format!("snapshots/{number}/upper/{path}")).bytes().unwrap().clone()
+    }
+
     /// Returns an overlay of the two layers, with counted backing calls. It copies files up whole.
     pub fn counted(&self) -> (Overlay<Counted<RedoxLayer>>, Counts) {
         let counts = Counts::default();

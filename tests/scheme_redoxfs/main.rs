@@ -2,6 +2,8 @@
 
 #[path = "../scheme/attributes.rs"]
 mod attributes;
+#[path = "../scheme/control.rs"]
+mod control;
 #[path = "../scheme/data.rs"]
 mod data;
 #[path = "../scheme/hostile.rs"]
@@ -21,6 +23,8 @@ mod panics;
 mod paths;
 #[path = "../scheme/side_by_side.rs"]
 mod side_by_side;
+#[path = "../scheme/snapshots.rs"]
+mod snapshots;
 #[path = "../scheme/sockets.rs"]
 mod sockets;
 #[path = "../scheme/support.rs"]

@@ -3,13 +3,14 @@
 //!
 //! relibc translates the structures of C, and so does this code for those of Linux.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use syscall::data::{Stat, TimeSpec};
-use syscall::error::{EBADF, Error, Result};
+use syscall::error::{EBADF, EPIPE, Error, Result};
 use syscall::flag::MODE_FIFO;
 
-use super::{Object, bytes, bytes_mut, get, insert, program};
+use super::{Maker, Object, Program, bytes, bytes_mut, get, insert, process, program};
+use crate::client::Process;
 use crate::kernel::Fd;
 
 /// Returns a descriptor that is a file.
@@ -262,4 +263,39 @@ pub unsafe extern "C" fn played_flink(fd: usize, path: *const u8, len: usize) ->
     // SAFETY: as the caller promises.
     let path = unsafe { bytes(path, len) };
     done(fd, |file| file.flink(path))
+}
+
+/// Whether the program has a maker.
+#[unsafe(no_mangle)]
+pub extern "C" fn played_has_maker() -> bool {
+    !matches!(*maker(&program()), Maker::Gone)
+}
+
+fn maker(program: &Program) -> MutexGuard<'_, Maker> {
+    program.maker.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Creates an object as the maker of a daemon does: an open with other ids. Returns a descriptor,
+/// or EPIPE if the maker is gone, maybe after it created the object.
+///
+/// # Safety
+///
+/// `path` must point to `len` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn played_make_as(
+    fd: usize,
+    path: *const u8,
+    len: usize,
+    flags: usize,
+    uid: u32,
+    gid: u32,
+) -> usize {
+    // SAFETY: as the caller promises.
+    let path = unsafe { bytes(path, len) };
+    let (makes, answers) = maker(&program()).take_order();
+    count(fd, |dir| {
+        let made = makes.then(|| Process::new(uid, gid).inherit(dir).openat(path, flags, 0));
+        let made = made.filter(|_| answers).ok_or(Error::new(EPIPE))??;
+        Ok(insert(Object::File(Arc::new(process().inherit(&made)))))
+    })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::rows::Row;
-use crate::setup::Subject;
+use crate::subject::Subject;
 
 /// The result of one row on one subject, in one round.
 pub struct Measurement {
@@ -74,8 +74,11 @@ impl Report {
             "work",
             "bare, ms",
             "kernel",
+            "kernel, all options",
             "fuse-overlayfs",
             "ours",
+            "spread",
+            "io_uring",
             "spread",
             "goal",
             "met",
@@ -84,15 +87,17 @@ impl Report {
         ];
         let mut text = format!("| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
         for Line { name, goal, results } in &self.lines {
-            let [bare, kernel, fuse, ours] = results.as_slice() else { continue };
-            let spread = format!("{:.2}–{:.2}", ours.least / bare.median, ours.most / bare.median);
+            let [bare, kernel, kernel_all, fuse, ours, ring] = results.as_slice() else { continue };
+            let spread = |of: &Summary| format!("{:.2}–{:.2}", of.least / bare.median, of.most / bare.median);
+            let (spread, spread_ring) = (spread(ours), spread(ring));
             let met = if ours.ratio <= *goal { "yes" } else { "no" };
             let calls = |calls: Option<f64>| calls.map_or_else(String::new, |calls| format!("{calls:.2}"));
             let (calls_fuse, calls_ours) = (calls(fuse.calls), calls(ours.calls));
-            let (bare, kernel, fuse, ours) = (bare.median * 1e3, kernel.ratio, fuse.ratio, ours.ratio);
+            let (bare, kernel, kernel_all) = (bare.median * 1e3, kernel.ratio, kernel_all.ratio);
+            let (fuse, ours, ring) = (fuse.ratio, ours.ratio, ring.ratio);
             let _ = writeln!(
                 text,
-                "| {name} | {bare:.1} | {kernel:.2} | {fuse:.2} | **{ours:.2}** | {spread} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
+                "| {name} | {bare:.1} | {kernel:.2} | {kernel_all:.2} | {fuse:.2} | **{ours:.2}** | {spread} | **{ring:.2}** | {spread_ring} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
             );
         }
         let peak = |subject: Subject| {
@@ -123,7 +128,8 @@ impl Report {
             )
         };
         let line = |line: &Line| {
-            let results: Vec<_> = line.results.iter().map(result).collect();
+            let measured = line.results.iter().filter(|result| !result.median.is_nan());
+            let results: Vec<_> = measured.map(result).collect();
             format!(r#"  {{"row": "{}", "goal": {}, "results": [{}]}}"#, line.name, line.goal, results.join(", "))
         };
         let lines: Vec<_> = self.lines.iter().map(line).collect();

@@ -5,8 +5,11 @@ use std::io::{self, ErrorKind, Read, Result, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use rustix::fs::FileType;
+
+use crate::{fio, programs};
 
 /// The size of the data.
 #[derive(Clone, Copy)]
@@ -21,6 +24,10 @@ pub struct Size {
     created: usize,
     renamed: usize,
     pieces: usize,
+    /// The MiB of all jobs of fio.
+    fio: u64,
+    /// The number of packages for dpkg and npm.
+    pub packages: usize,
 }
 
 impl Size {
@@ -34,6 +41,8 @@ impl Size {
         created: 10_000,
         renamed: 5000,
         pieces: 64,
+        fio: 256,
+        packages: 50,
     };
     pub const QUICK: Size = Size {
         dirs: 60,
@@ -45,11 +54,35 @@ impl Size {
         created: 500,
         renamed: 300,
         pieces: 8,
+        fio: 16,
+        packages: 5,
     };
 }
 
-/// The work of a row. It gets the mount point.
-type Work = fn(&Path, Size) -> Result<()>;
+/// A part of a row. It gets the mount point.
+type Step = fn(&Path, Size) -> Result<()>;
+
+/// The work of a row.
+#[derive(Clone, Copy)]
+pub enum Work {
+    Step(Step),
+    /// A job of fio, whose own start is not timed.
+    Fio(fio::Job),
+}
+
+impl Work {
+    /// Does the work. Returns its time in seconds.
+    pub fn run(self, view: &Path, size: Size) -> Result<f64> {
+        match self {
+            Work::Step(step) => {
+                let start = Instant::now();
+                step(view, size)?;
+                Ok(start.elapsed().as_secs_f64())
+            }
+            Work::Fio(job) => job.run(view, size.fio),
+        }
+    }
+}
 
 pub struct Row {
     pub name: &'static str,
@@ -64,22 +97,29 @@ pub struct Row {
     /// Whether the work runs on a new mount with empty caches, after the preparation.
     pub cold: bool,
     /// Fills the upper layer before the mount.
-    pub upper: Work,
+    pub upper: Step,
     /// Runs in the mount before the work.
-    pub before: Work,
+    pub before: Step,
     pub work: Work,
 }
 
 impl Row {
-    const fn new(name: &'static str, goal: f64, operations: usize, part: &'static str, work: Work) -> Self {
+    const fn new(name: &'static str, goal: f64, operations: usize, part: &'static str, work: Step) -> Self {
+        let work = Work::Step(work);
         Row { name, goal, operations, part, pieces: false, cold: false, upper: nothing, before: nothing, work }
     }
 
-    const fn after(self, before: Work) -> Self {
+    /// A job of fio on files of 8 MiB that are in the upper layer.
+    const fn fio(name: &'static str, goal: f64, size: Size, job: fio::Job) -> Self {
+        let row = Row::new(name, goal, job.operations(size.fio), "none", nothing);
+        Row { before: fio::make_files, work: Work::Fio(job), ..row }
+    }
+
+    const fn after(self, before: Step) -> Self {
         Row { before, ..self }
     }
 
-    const fn on_upper(self, upper: Work) -> Self {
+    const fn on_upper(self, upper: Step) -> Self {
         Row { upper, ..self }
     }
 
@@ -126,6 +166,17 @@ pub fn all(size: Size) -> Vec<Row> {
         Row::new("git status, second", 1.5, tree, "repository", status).after(clone_and_look),
         Row::new("tar x", 2.0, tree, "archive", unpack),
         Row::new("rm -rf of a lower tree", 1.0, tree, "tree", remove_tree).after(walk),
+        Row::new("dpkg -i", 2.0, size.packages * 40, "packages", programs::dpkg),
+        Row::new("npm install", 2.0, size.packages * 40, "packages", programs::npm),
+        Row::new("cargo build", 1.2, 1, "crate", programs::cargo),
+        Row::fio("fio: random reads, 1 job", 1.2, size, fio::Job { kind: "randread", piece: "4k", jobs: 1 }),
+        Row::fio("fio: random reads, 8 jobs", 1.2, size, fio::Job { kind: "randread", piece: "4k", jobs: 8 }),
+        Row::fio("fio: random writes, 1 job", 1.2, size, fio::Job { kind: "randwrite", piece: "4k", jobs: 1 }),
+        Row::fio("fio: random writes, 8 jobs", 1.2, size, fio::Job { kind: "randwrite", piece: "4k", jobs: 8 }),
+        Row::fio("fio: sequential reads, 1 job", 1.2, size, fio::Job { kind: "read", piece: "128k", jobs: 1 }),
+        Row::fio("fio: sequential reads, 8 jobs", 1.2, size, fio::Job { kind: "read", piece: "128k", jobs: 8 }),
+        Row::fio("fio: sequential writes, 1 job", 1.2, size, fio::Job { kind: "write", piece: "128k", jobs: 1 }),
+        Row::fio("fio: sequential writes, 8 jobs", 1.2, size, fio::Job { kind: "write", piece: "128k", jobs: 8 }),
     ]
 }
 
@@ -169,10 +220,13 @@ pub fn make_lower(lower: &Path, size: Size) -> Result<()> {
     fs::remove_dir_all(&repository)?;
     fs::create_dir(&repository)?;
     fs::rename(lower.join("bare.git"), repository.join("bare.git"))?;
-    run(&repository, "git", &["-C", "bare.git", "config", "core.bare", "true"])
+    run(&repository, "git", &["-C", "bare.git", "config", "core.bare", "true"])?;
+    programs::make_packages(&lower.join("packages"), size.packages)?;
+    programs::make_crate(&lower.join("crate"))
 }
 
-fn run(dir: &Path, program: &str, words: &[&str]) -> Result<()> {
+/// Runs a program to its end.
+pub fn run(dir: &Path, program: &str, words: &[&str]) -> Result<()> {
     let mut command = Command::new(program);
     command.args(words).current_dir(dir).stdout(Stdio::null()).stdin(Stdio::null());
     command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");

@@ -15,8 +15,6 @@ use lru::LruCache;
 use overlayfs::layer::Layer;
 use overlayfs::overlay::Node;
 
-use super::nodes::number;
-
 /// How many recent listings the walk remembers.
 const LISTED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// How many directories may wait for their reading.
@@ -33,7 +31,7 @@ pub struct Ahead<L: Layer> {
 }
 
 struct Walk<L: Layer> {
-    /// The listed directories by number. Each has the directories in it, until one of these is
+    /// The listed directories by id. Each has the directories in it, until one of these is
     /// listed.
     listed: LruCache<u64, Vec<Arc<Node<L>>>>,
     /// The directories to read, the next one last.
@@ -60,7 +58,7 @@ impl<L: Layer> Ahead<L> {
         found.truncate(WAITING);
         found.reverse();
         let mut walk = self.walk();
-        let beside = above.and_then(|above| walk.listed.get_mut(&number(above))).map(std::mem::take);
+        let beside = above.and_then(|above| walk.listed.get_mut(&above.id())).map(std::mem::take);
         let unread = match beside {
             Some(beside) => {
                 walk.waiting.extend(beside);
@@ -73,14 +71,19 @@ impl<L: Layer> Ahead<L> {
             }
             None => found,
         };
-        let _forgotten = walk.listed.push(number(dir), unread);
+        let _forgotten = walk.listed.push(dir.id(), unread);
         self.ready.store(walk.credit > 0 && !walk.waiting.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Whether [`Ahead::take`] may have a directory to return.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
     }
 
     /// Takes the next directory to read, if a thread should read one. The thread calls
     /// [`Ahead::done`] when it has read it.
     pub fn take(&self) -> Option<Arc<Node<L>>> {
-        if !self.ready.load(Ordering::Relaxed) {
+        if !self.is_ready() {
             return None;
         }
         let mut walk = self.walk();

@@ -44,8 +44,13 @@ impl Told {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, node: u64, thread: u32) {
+    pub fn add(&self, node: u64, thread: u32) {
         self.told().put((node, thread), ());
+    }
+
+    /// Returns all entries, the oldest first.
+    pub fn all(&self) -> Vec<(u64, u32)> {
+        self.told().iter().rev().map(|(entry, ())| *entry).collect()
     }
 
     /// Removes the entry of the thread. Returns whether there was one.

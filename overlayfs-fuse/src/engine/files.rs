@@ -41,6 +41,11 @@ impl<L: Layer> Files<L> {
         let _closed = self.cache().push(number, file);
     }
 
+    /// How many files are open.
+    pub fn count(&self) -> usize {
+        self.cache().len()
+    }
+
     /// Closes a file.
     pub fn close(&self, number: u64) {
         let _closed = self.cache().pop(&number);

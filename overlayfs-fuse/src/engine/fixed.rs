@@ -53,9 +53,14 @@ impl<L: Layer> Fixed<L> {
         self.known.store(SOME, Ordering::Relaxed);
     }
 
+    /// Whether a step is left.
+    pub fn is_looking(&self) -> bool {
+        self.known.load(Ordering::Relaxed) == LOOKING
+    }
+
     /// Makes a step, if one is left and no other thread makes one.
     pub fn look(&self, overlay: &Overlay<L>) {
-        if self.known.load(Ordering::Relaxed) != LOOKING {
+        if !self.is_looking() {
             return;
         }
         let Ok(mut look) = self.look.try_lock() else { return };

@@ -10,23 +10,32 @@
 //! no thread takes it under another lock. The locks of `nodes`, `files` and `ahead` are leaves. No
 //! thread calls the engine under one, except to open a handle, which asks no layer.
 
+mod again;
 mod ahead;
 mod announce;
+mod control;
 mod convert;
 mod files;
 mod fixed;
 mod misdated;
 mod nodes;
+mod noted;
+mod passthrough;
 mod setattr;
+mod snapshot;
 mod space;
+mod succession;
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
+use overlayfs::control::requests::Requests;
 use overlayfs::errno::{
-    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSYS, ENXIO, EOPNOTSUPP, Error, Result,
+    EDQUOT, EEXIST, EFBIG, EINVAL, EMFILE, ENFILE, ENODATA, ENOENT, ENOMEM, ENOSPC, ENOSYS, ENXIO, EOPNOTSUPP, Error,
+    Result,
 };
 use overlayfs::layer::acl::is_acl;
 use overlayfs::layer::{Allocation, CAPABILITY, Kind, Layer, Owner, RenameMode, Stat, XattrMode};
@@ -34,10 +43,11 @@ use overlayfs::overlay::ownership::{self, SET_GID, without_set_id};
 use overlayfs::overlay::{DirEntry, Handle, Node, Overlay};
 use rustix::fs::IFlags;
 
+use crate::control::About;
 use crate::front_end::{Birth, Caller, FrontEnd, ListingReply, NewMode, NodeEntry, Opened, Setup, StatFs, Write};
 use crate::identity::{Identity, hide_strangers};
 use crate::options::MountOptions;
-use crate::session::Notifier;
+use crate::session::{Notifier, Seat};
 use crate::wire::{self, Attr, SetattrIn, init, set};
 use ahead::Ahead;
 use announce::Told;
@@ -46,8 +56,13 @@ use files::Files;
 use fixed::Fixed;
 use misdated::Misdated;
 use nodes::Nodes;
+use passthrough::Backings;
 use setattr::is_set;
 use space::Space;
+use succession::Heirs;
+
+pub(crate) use nodes::CountedObject;
+pub(crate) use succession::FrontEndLegacy;
 
 /// Offsets of a listing behind `.` and behind `..`. The engine gives neither.
 const BEHIND_SELF: u64 = 1;
@@ -74,6 +89,8 @@ pub struct Settings {
     pub acl: bool,
     /// The kernel holds written data back.
     pub writeback: bool,
+    /// The kernel reads large files from their layers itself. Only for a read-only mount.
+    pub passthrough: bool,
     /// How long the kernel may keep an answer.
     pub valid: Duration,
     /// How many objects the kernel may know before it should drop some.
@@ -87,6 +104,7 @@ impl Default for Settings {
             static_nlink: false,
             acl: true,
             writeback: true,
+            passthrough: false,
             valid: WITHOUT_END,
             known_max: KNOWN_MAX,
         }
@@ -104,7 +122,8 @@ impl Settings {
             acl: options.acl,
             // A write over a limit must fail in write(2), not when the kernel writes back after
             // close(2).
-            writeback: options.writeback && !is_limited,
+            writeback: options.writeback && !is_limited && !options.passthrough,
+            passthrough: options.passthrough,
             valid: options.timeout.unwrap_or(usual.valid),
             ..usual
         }
@@ -117,14 +136,33 @@ pub struct EngineFrontEnd<L: Layer> {
     nodes: Nodes<L>,
     files: Files<L>,
     ahead: Ahead<L>,
-    told: Told,
-    space: Space,
+    told: Arc<Told>,
+    space: Arc<Space>,
     fixed: Fixed<L>,
+    /// None: the kernel reads no file itself.
+    backings: Option<Backings>,
     settings: Settings,
     notifier: OnceLock<Notifier>,
-    misdated: Misdated,
+    misdated: Arc<Misdated>,
+    /// The way to put another front end in the place of this one.
+    seat: OnceLock<Weak<Seat<Self>>>,
+    /// None: there is no channel.
+    about: Option<Arc<About>>,
+    /// None: no other process can take the mount over.
+    heirs: Option<Heirs<L>>,
     /// Held by a thread during a request to the kernel that may need another thread.
-    waiting: Mutex<()>,
+    waiting: Arc<Mutex<()>>,
+    /// What a daemon left that was killed.
+    killed: Arc<Killed>,
+}
+
+/// What a daemon left that was killed before this one.
+#[derive(Debug, Default)]
+struct Killed {
+    /// Whether one was killed.
+    is_before: bool,
+    /// The requests that it performed and did not answer, as far as that does not show otherwise.
+    performed: HashSet<u64>,
 }
 
 impl<L: Layer> EngineFrontEnd<L> {
@@ -140,15 +178,25 @@ impl<L: Layer> EngineFrontEnd<L> {
             nodes: Nodes::new(&overlay, settings.known_max),
             files: Files::new(),
             ahead: Ahead::new(),
-            told: Told::new(),
-            space: Space::new(),
+            told: Arc::new(Told::new()),
+            space: Arc::new(Space::new()),
             fixed: Fixed::new(&overlay),
+            backings: (settings.passthrough && overlay.is_read_only()).then(Backings::default),
             overlay,
             settings,
             notifier: OnceLock::new(),
-            misdated: Misdated::default(),
-            waiting: Mutex::new(()),
+            misdated: Arc::default(),
+            seat: OnceLock::new(),
+            about: None,
+            heirs: None,
+            waiting: Arc::default(),
+            killed: Arc::default(),
         }
+    }
+
+    /// Opens the channel, which tells these facts about the mount.
+    pub fn with_channel(self, about: impl Into<Arc<About>>) -> Self {
+        Self { about: Some(about.into()), ..self }
     }
 
     /// How many objects the kernel knows.
@@ -157,12 +205,12 @@ impl<L: Layer> EngineFrontEnd<L> {
     }
 
     fn node(&self, number: u64) -> Result<Arc<Node<L>>> {
-        self.nodes.get(number)
+        self.nodes.get(&self.overlay, number)
     }
 
     /// Returns the open file for reads and writes.
     fn file(&self, number: u64) -> Result<Arc<Handle<L>>> {
-        let node = self.nodes.get(number)?;
+        let node = self.nodes.get(&self.overlay, number)?;
         Ok(self.files.get(number, || self.overlay.open(&node)))
     }
 
@@ -182,7 +230,8 @@ impl<L: Layer> EngineFrontEnd<L> {
     }
 
     /// Makes a call of the engine. If too many descriptors are open, closes those in caches and
-    /// calls once more.
+    /// calls once more. It does so too if there was no space, but an object that was just removed
+    /// may have freed some.
     fn call<T>(&self, mut call: impl FnMut() -> Result<T>) -> Result<T> {
         match call() {
             Err(error) if matches!(error.errno, EMFILE | ENFILE) => {
@@ -190,6 +239,7 @@ impl<L: Layer> EngineFrontEnd<L> {
                 self.overlay.close_dirs();
                 call()
             }
+            Err(error) if error.errno == ENOSPC && self.await_forgotten() => call(),
             Err(error) if error.errno == EDQUOT => {
                 self.quota_exhausted();
                 Err(error)
@@ -201,7 +251,16 @@ impl<L: Layer> EngineFrontEnd<L> {
     /// Counts an answer that names an object, and returns it.
     fn entry(&self, node: &Arc<Node<L>>) -> Result<NodeEntry> {
         let attr = self.attr(node)?;
-        Ok(NodeEntry { node: self.nodes.remember(&self.overlay, node), attr })
+        let (number, generation) = self.nodes.remember(&self.overlay, node, attr.ino);
+        Ok(NodeEntry { node: number, generation, attr })
+    }
+
+    /// Counts an answer that names a new file, and returns it. The file stays open: a program is
+    /// about to write it.
+    fn entry_to_write(&self, file: Handle<L>) -> Result<NodeEntry> {
+        let entry = self.entry(file.node())?;
+        self.files.keep(entry.node, Arc::new(file));
+        Ok(entry)
     }
 
     /// Returns the attributes that the mount shows.
@@ -252,9 +311,10 @@ impl<L: Layer> EngineFrontEnd<L> {
         self.overlay.set_mode(node, kept)?;
         // Else the kernel would run the file with its old rights.
         if let Some(notifier) = self.notifier.get()
-            && let Err(error) = notifier.forget_attributes(nodes::number(&**node))
+            && let Some(number) = self.nodes.number(&self.overlay, node)
+            && let Err(error) = notifier.forget_attributes(number)
         {
-            log::debug!("the kernel knows no attributes of {node}: {error}", node = nodes::number(&**node));
+            log::debug!("the kernel knows no attributes of {number}: {error}");
         }
         Ok(())
     }
@@ -342,6 +402,7 @@ impl<L: Layer> EngineFrontEnd<L> {
 impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     fn setup(&self, _: u64) -> Setup {
         let flags = init::DONT_MASK
+            | init::EXPORT_SUPPORT
             | init::DO_READDIRPLUS
             | init::READDIRPLUS_AUTO
             | init::NO_OPEN_SUPPORT
@@ -351,16 +412,25 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             | init::HANDLE_KILLPRIV_V2
             | init::SETXATTR_EXT
             | if self.settings.acl { init::POSIX_ACL } else { 0 }
-            | if self.settings.writeback { init::WRITEBACK_CACHE } else { 0 };
+            | if self.settings.writeback { init::WRITEBACK_CACHE } else { 0 }
+            | if self.nodes.ledger().is_some() { init::HAS_RESEND } else { 0 }
+            | if self.backings.is_some() { init::PASSTHROUGH } else { 0 };
         let time_gran = self.overlay.times().unit().min(1_000_000_000) as u32;
         Setup { flags, valid: self.settings.valid, time_gran }
     }
 
     fn begin(&self, notifier: Notifier) {
-        self.notifier.get_or_init(|| notifier);
+        self.notifier.get_or_init(|| notifier.with_ledger(self.nodes.ledger().cloned()));
+    }
+
+    fn sit(&self, seat: Weak<Seat<Self>>) {
+        self.seat.get_or_init(|| seat);
     }
 
     fn rest(&self) {
+        if self.overlay.has_earlier() {
+            self.nodes.find_some(&self.overlay);
+        }
         while let Some(dir) = self.ahead.take() {
             self.read_ahead(&dir);
             self.ahead.done();
@@ -380,6 +450,10 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         }
     }
 
+    fn has_to_rest(&self) -> bool {
+        self.overlay.has_earlier() || self.ahead.is_ready() || self.fixed.is_looking() || self.nodes.is_due()
+    }
+
     fn watch(&self) -> Duration {
         self.watch_space()
     }
@@ -389,6 +463,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     }
 
     fn open(&self, _: Caller, node: u64, flags: i32) -> Result<Opened> {
+        if let Some(backings) = &self.backings {
+            return self.open_backed(backings, node);
+        }
         if self.fixed.is_none() {
             return Err(Error::new(ENOSYS));
         }
@@ -396,25 +473,35 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             let file = self.file(node)?;
             self.call(|| self.overlay.open_for_writing(&file, flags & libc::O_APPEND != 0))?;
         }
-        Ok(Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE })
+        Ok(Opened { flags: wire::FOPEN_KEEP_CACHE, ..Opened::default() })
+    }
+
+    fn release(&self, fh: u64) {
+        self.close_backed(fh);
     }
 
     fn lookup(&self, _: Caller, parent: u64, name: &OsStr) -> Result<Option<NodeEntry>> {
+        match name.as_bytes() {
+            b"." => return self.find_again(parent).map(Some),
+            b".." => return self.above(parent).map(Some),
+            _ => {}
+        }
         let dir = self.node(parent)?;
         let node = match self.call(|| self.overlay.lookup(&dir, name)) {
             Err(error) if error.errno == ENOENT => return Ok(None),
             found => found?,
         };
-        self.entry(&node).map(Some).map_err(|error| match self.nodes.get(nodes::number(&*node)) {
+        self.entry(&node).map(Some).map_err(|error| match self.nodes.number(&self.overlay, &node) {
             // The kernel takes most errors of a repeated lookup for the end of the entry. It then
             // detaches the mounts on and below it.
-            Ok(_) => Error::new(ENOMEM),
-            Err(_) => error,
+            Some(_) => Error::new(ENOMEM),
+            None => error,
         })
     }
 
     fn forget(&self, node: u64, count: u64) {
-        let Some(forgotten) = self.nodes.forget(node, count) else { return };
+        self.nodes.note_place(&self.overlay, node);
+        let Some(forgotten) = self.nodes.forget(&self.overlay, node, count) else { return };
         let _forgetting = self.space.forget(node);
         self.files.close(node);
         let node = forgotten.node().clone();
@@ -463,33 +550,38 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let dir = self.node(parent)?;
         let kind = kind_of(new.mode).ok_or(Error::new(EINVAL))?;
         let (owner, mode) = self.ownership(&dir, caller, new, kind)?;
-        let node = match kind {
-            Kind::File => self.call(|| self.overlay.create_file(&dir, name, mode, owner))?.node().clone(),
-            _ => self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner))?,
-        };
-        self.entry(&node)
+        if kind == Kind::File {
+            return match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
+                Ok(file) => self.entry_to_write(file),
+                Err(error) => self.made_before(error, caller, &dir, name),
+            };
+        }
+        let made = self.call(|| self.overlay.create_node(&dir, name, kind, mode, device, owner));
+        made.map_or_else(|error| self.made_before(error, caller, &dir, name), |node| self.entry(&node))
     }
 
     fn mkdir(&self, caller: Caller, parent: u64, name: &OsStr, new: NewMode) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, Kind::Dir)?;
-        self.entry(&self.call(|| self.overlay.create_dir(&dir, name, mode, owner))?)
+        let made = self.call(|| self.overlay.create_dir(&dir, name, mode, owner));
+        made.map_or_else(|error| self.made_before(error, caller, &dir, name), |node| self.entry(&node))
     }
 
     fn symlink(&self, caller: Caller, parent: u64, name: &OsStr, target: &OsStr) -> Result<NodeEntry> {
         let dir = self.node(parent)?;
         let (owner, _) = self.ownership(&dir, caller, NewMode { mode: 0o777, umask: 0 }, Kind::Symlink)?;
-        self.entry(&self.call(|| self.overlay.create_symlink(&dir, name, target, owner))?)
+        let made = self.call(|| self.overlay.create_symlink(&dir, name, target, owner));
+        made.map_or_else(|error| self.made_before(error, caller, &dir, name), |node| self.entry(&node))
     }
 
-    fn unlink(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+    fn unlink(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()> {
         let dir = self.node(parent)?;
-        self.call(|| self.overlay.unlink(&dir, name))
+        self.removing(caller, &dir, name, || self.call(|| self.overlay.unlink(&dir, name)))
     }
 
-    fn rmdir(&self, _: Caller, parent: u64, name: &OsStr) -> Result<()> {
+    fn rmdir(&self, caller: Caller, parent: u64, name: &OsStr) -> Result<()> {
         let dir = self.node(parent)?;
-        self.call(|| self.overlay.remove_dir(&dir, name))
+        self.removing(caller, &dir, name, || self.call(|| self.overlay.remove_dir(&dir, name)))
     }
 
     fn rename(&self, caller: Caller, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> Result<()> {
@@ -501,7 +593,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             _ => return Err(Error::new(EINVAL)),
         };
         let (dir, new_dir) = (self.node(from.0)?, self.node(to.0)?);
-        self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))?;
+        self.renaming(caller, (&dir, from.1), (&new_dir, to.1), mode, || {
+            self.call(|| self.overlay.rename(&dir, from.1, &new_dir, to.1, mode))
+        })?;
         if mode == RenameMode::Whiteout
             && let Err(error) = self.give_whiteout(caller, &dir, from.1)
         {
@@ -510,9 +604,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         Ok(())
     }
 
-    fn link(&self, _: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry> {
+    fn link(&self, caller: Caller, node: u64, parent: u64, name: &OsStr) -> Result<NodeEntry> {
         let (node, dir) = (self.node(node)?, self.node(parent)?);
-        self.call(|| self.overlay.link(&node, &dir, name))?;
+        self.linking(caller, &node, (&dir, name), || self.call(|| self.overlay.link(&node, &dir, name)))?;
         self.entry(&node)
     }
 
@@ -524,18 +618,20 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         new: NewMode,
         flags: i32,
     ) -> Result<(NodeEntry, Opened)> {
+        // The kernel then makes the file with MKNOD, and opens it as any other. So it sends no
+        // RELEASE when it is closed.
+        if self.fixed.is_none() {
+            return Err(Error::new(ENOSYS));
+        }
         let dir = self.node(parent)?;
         let (owner, mode) = self.ownership(&dir, caller, new, Kind::File)?;
         let file = match self.call(|| self.overlay.create_file(&dir, name, mode, owner)) {
-            Err(error) if error.errno == EEXIST && flags & libc::O_EXCL == 0 => {
+            Err(error) if error.errno == EEXIST && (flags & libc::O_EXCL == 0 || caller.asks_again()) => {
                 self.overlay.open(&self.call(|| self.overlay.lookup(&dir, name))?)
             }
             created => created?,
         };
-        let entry = self.entry(file.node())?;
-        // The program is about to write it.
-        self.files.keep(entry.node, Arc::new(file));
-        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+        Ok((self.entry_to_write(file)?, Opened { flags: wire::FOPEN_KEEP_CACHE, ..Opened::default() }))
     }
 
     fn read(&self, _: Caller, node: u64, _: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
@@ -555,7 +651,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let file = self.file(node)?;
         self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
         let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
-        let (mut done, mut failed) = (0, None);
+        let (mut done, mut failed) = (self.appended_before(caller, &file, &write)?, None);
         while done < write.data.len() {
             let (rest, offset) = (&write.data[done..], write.offset + done as u64);
             match self.call(|| self.overlay.write_at(&file, rest, offset)) {
@@ -580,7 +676,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     }
 
     fn readdir(&self, _: Caller, node: u64, _: u64, mut offset: u64, listing: &mut ListingReply<'_>) -> Result<()> {
-        let dir = self.overlay.open(&self.nodes.get(node)?);
+        let dir = self.overlay.open(&self.nodes.get(&self.overlay, node)?);
         let begins = offset == 0;
         if offset < BEHIND_SELF {
             let ino = self.overlay.stat(dir.node())?.ino;
@@ -609,7 +705,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     }
 
     fn fsyncdir(&self, node: u64, _: u64) -> Result<()> {
-        let dir = self.overlay.open(&self.nodes.get(node)?);
+        let dir = self.overlay.open(&self.nodes.get(&self.overlay, node)?);
         self.call(|| self.overlay.sync(&dir))
     }
 
@@ -619,7 +715,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let file = self.call(|| self.overlay.create_temp(&dir, mode, owner))?;
         let entry = self.entry(file.node())?;
         self.files.keep(entry.node, Arc::new(file));
-        Ok((entry, Opened { fh: 0, flags: wire::FOPEN_KEEP_CACHE }))
+        Ok((entry, Opened { flags: wire::FOPEN_KEEP_CACHE, ..Opened::default() }))
     }
 
     fn birth(&self, node: u64) -> Result<(Attr, Option<Birth>)> {
@@ -635,7 +731,12 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if name == CAPABILITY {
             return self.capability(caller, (number, &node), value, only_size);
         }
-        let mut value = value?;
+        let mut value = match value {
+            // The kernel refuses access to an object if it gets this error for its ACL (`fuse_get_acl`
+            // in fs/fuse/acl.c). A layer without ACLs has none on the object.
+            Err(error) if error.errno == EOPNOTSUPP && is_acl(name) => return Err(Error::new(ENODATA)),
+            value => value?,
+        };
         if is_acl(name) {
             hide_strangers(&mut value);
             self.settings.identity.show_acl(&mut value);
@@ -643,7 +744,15 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         Ok(value)
     }
 
-    fn setxattr(&self, _: Caller, node: u64, name: &OsStr, value: &[u8], flags: i32, kill_sgid: bool) -> Result<()> {
+    fn setxattr(
+        &self,
+        caller: Caller,
+        node: u64,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        kill_sgid: bool,
+    ) -> Result<()> {
         let mode = match flags {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -661,7 +770,14 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
             return Err(Error::new(EINVAL));
         }
-        self.call(|| self.overlay.set_xattr(&node, name, &value, mode))?;
+        match self.call(|| self.overlay.set_xattr(&node, name, &value, mode)) {
+            // The request itself may have set it before.
+            Err(error) if error.errno == EEXIST && caller.asks_again() => {
+                let before = self.call(|| self.overlay.xattr(&node, name))?;
+                (before == value).then_some(()).ok_or(error)?;
+            }
+            set => set?,
+        }
         if kill_sgid {
             let mode = self.overlay.stat(&node)?.mode;
             self.call(|| self.overlay.set_mode(&node, mode & !SET_GID))?;
@@ -685,7 +801,10 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             return Ok(());
         }
         let node = self.node(node)?;
-        self.call(|| self.overlay.remove_xattr(&node, name))
+        match self.call(|| self.overlay.remove_xattr(&node, name)) {
+            Err(error) if error.errno == ENODATA && self.removed_before(caller, name) => Ok(()),
+            removed => removed,
+        }
     }
 
     fn fallocate(&self, caller: Caller, node: u64, mode: i32, offset: u64, length: u64) -> Result<()> {
@@ -717,6 +836,14 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             }
         }
         Ok(())
+    }
+
+    fn requests(&self) -> Option<&Requests> {
+        self.about.as_ref().map(|about| &about.requests)
+    }
+
+    fn control(&self, caller: Caller, node: u64, request: &[u8]) -> Result<Vec<u8>> {
+        self.answer(caller, node, request)
     }
 
     fn lseek(&self, node: u64, offset: u64, whence: i32) -> Result<u64> {

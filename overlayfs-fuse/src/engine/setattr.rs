@@ -38,7 +38,7 @@ impl<L: Layer> EngineFrontEnd<L> {
     }
 
     pub(super) fn set_times(&self, number: u64, node: &Arc<Node<L>>, change: &SetattrIn) -> Result<()> {
-        let before = self.overlay.stat_at_rest(node)?;
+        let before = self.overlay.times_at_rest(node)?;
         let now = Time::now();
         let chosen = |field, field_now, given, before| match (is_set(change, field), is_set(change, field_now)) {
             (false, _) => before,
@@ -48,11 +48,11 @@ impl<L: Layer> EngineFrontEnd<L> {
         let asked = convert::time(change.mtime, change.mtimensec);
         let times = self.overlay.times();
         let given = convert::time(change.atime, change.atimensec);
-        let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given, before.atime));
-        let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, asked, before.mtime));
+        let atime = times.kept(chosen(set::ATIME, set::ATIME_NOW, given, before.0));
+        let mtime = times.kept(chosen(set::MTIME, set::MTIME_NOW, asked, before.1));
         // The kernel writes back the times of every inode that it drops, even if the inode only
         // lost a name.
-        if (atime, mtime) != (before.atime, before.mtime) {
+        if (atime, mtime) != before {
             match self.call(|| self.overlay.set_times(node, atime, mtime)) {
                 // The layer has already dated an append-only file as the kernel does.
                 Err(error) if error.errno == EPERM && !is_set(change, set::ATIME) && self.is_append_only(node) => {}

@@ -26,6 +26,7 @@ use overlayfs::layer::{Layer, StatFs};
 use overlayfs::overlay::{FILLED, Node};
 
 use super::EngineFrontEnd;
+use crate::session::Notifier;
 
 /// The kernel holds back at most 1 % of its dirty limit for a FUSE mount (`max_ratio`, a strict
 /// limit). That limit is about a fifth of the memory. The free space must be at least this part
@@ -105,6 +106,26 @@ impl Space {
     /// Adds a file of which the kernel may not announce the next write.
     pub fn not_announced(&self, node: u64) {
         self.unannounced.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
+    }
+
+    /// Returns the files of which the kernel may not announce the next write.
+    pub fn unannounced(&self) -> Vec<u64> {
+        self.unannounced.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// Returns the files of which the kernel may hold announced data.
+    pub fn announced(&self) -> Vec<u64> {
+        self.held().files.iter().copied().collect()
+    }
+
+    /// Notes that the kernel may hold announced data of a file.
+    pub fn is_announced(&self, node: u64) {
+        self.held().add(node);
+    }
+
+    /// Takes the files of which the kernel may not announce the next write.
+    pub fn not_announced_any_more(&self) -> HashSet<u64> {
+        std::mem::take(&mut self.unannounced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Removes an object that the kernel has forgotten. The caller holds the guard while it
@@ -254,9 +275,17 @@ impl<L: Layer> EngineFrontEnd<L> {
             return Err(Error::new(errno));
         }
         self.has_room(node).or_else(|_| {
-            drop(self.space.forgetting.write().unwrap_or_else(PoisonError::into_inner));
+            self.await_forgotten();
             self.has_room(node)
         })
+    }
+
+    /// Waits for the release of objects that the kernel has forgotten. Returns whether it had to
+    /// tell of some.
+    pub(super) fn await_forgotten(&self) -> bool {
+        let had_to_tell = self.notifier.get().is_some_and(Notifier::await_messages);
+        drop(self.space.forgetting.write().unwrap_or_else(PoisonError::into_inner));
+        had_to_tell
     }
 
     /// Tries whether there is room for one more write to a file.

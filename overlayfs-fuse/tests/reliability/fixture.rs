@@ -56,6 +56,16 @@ impl Fixture {
         self.layers() + way
     }
 
+    /// Whether no overlay holds the layers.
+    pub fn is_free(&self) -> bool {
+        let words = ["-o".to_owned(), self.layers()].map(OsString::from);
+        let Ok(Command::Check { options, .. }) = Command::parse(words) else {
+            panic!("options that fsck does not take")
+        };
+        let checker = Checker::new(open_layers(&options, false).unwrap());
+        !checker.unwrap_or_else(|refused| panic!("{refused}")).is_in_use()
+    }
+
     /// Returns the losses that `overlayfs-fsck` finds, as sentences. With `repair`, also makes its
     /// repairs.
     pub fn losses(&self, repair: bool) -> Vec<String> {

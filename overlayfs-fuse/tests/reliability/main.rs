@@ -5,6 +5,7 @@
 //! xfsprogs and btrfs-progs.
 
 mod call;
+mod comeback;
 mod disk;
 mod fixture;
 mod history;

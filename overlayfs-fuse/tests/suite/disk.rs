@@ -18,6 +18,7 @@ pub struct Disk {
 impl Disk {
     /// Makes an ext4 filesystem in the new file `image`, with a journal or without
     /// (`^has_journal`).
+    #[allow(dead_code, reason = "not every suite has one")]
     pub fn ext4(setup: &Setup, image: &Path, size: u64, journal: &str) -> Self {
         File::create(image).unwrap().set_len(size).unwrap();
         let early = "lazy_itable_init=0,lazy_journal_init=0";
@@ -28,6 +29,7 @@ impl Disk {
     }
 
     /// Mounts it again.
+    #[allow(dead_code, reason = "not every suite has one")]
     pub fn mount(&self, image: &Path) {
         run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(&self.point));
     }
@@ -54,6 +56,7 @@ impl Drop for Disk {
 }
 
 /// Runs a command that must succeed.
+#[allow(dead_code, reason = "not every suite has one")]
 pub fn run(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

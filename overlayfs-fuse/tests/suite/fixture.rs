@@ -31,6 +31,11 @@ impl Fixture {
         fixture
     }
 
+    /// Adds options to those of the layers.
+    pub fn add(&mut self, options: &str) {
+        self.layers += options;
+    }
+
     /// Returns the path of `path` in the setup. The object need not exist.
     pub fn path(&self, path: &str) -> PathBuf {
         self.setup.path(path)

@@ -3,12 +3,15 @@
 #[path = "program.rs"]
 mod program;
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
 
 #[allow(unused_imports, reason = "not every suite starts the program itself")]
 pub use program::{program, program_for, via_scheme};
@@ -54,6 +57,7 @@ impl Mount {
     fn start(mut command: Command, point: &Path, options: &str, lifetime: Duration) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing, and without it nothing can be tested here");
         println!("{MOUNTING}");
+        let options = &over_ring(options);
         let daemon = command.args(["-f", "-o", options]).arg(point).stdin(Stdio::null()).spawn().unwrap();
         let (done, wait) = mpsc::channel();
         let pid = daemon.id().cast_signed();
@@ -121,10 +125,25 @@ impl Drop for Mount {
     }
 }
 
+/// Returns the options of a mount. With the variable OVERLAYFS_FUSE_RING they demand FUSE over
+/// io_uring, unless they decide about it.
+fn over_ring(options: &str) -> String {
+    let decides = |option: &str| option.starts_with("io_uring=") || option.starts_with("max_threads=");
+    let demand = env::var_os("OVERLAYFS_FUSE_RING").is_some() && !options.split(',').any(decides);
+    format!("{options}{}", if demand { ",io_uring=on" } else { "" })
+}
+
 /// Returns whether `point` is a mount point.
 pub fn is_mounted(point: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
     mounts.lines().any(|line| line.split(' ').nth(1) == point.to_str())
+}
+
+/// Unmounts what no daemon of this project serves. A program that another test starts inherits
+/// descriptors of this process for a moment. So the mount may be busy at first.
+#[allow(dead_code, reason = "not every suite mounts another filesystem")]
+pub fn unmount(point: &Path) {
+    eventually("it is unmounted", || rustix::mount::unmount(point, UnmountFlags::empty()).is_ok());
 }
 
 /// Waits for a condition. Panics after the timeout.

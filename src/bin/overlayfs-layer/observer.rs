@@ -53,6 +53,10 @@ impl Observer {
 }
 
 impl Watch for Observer {
+    fn wants_total(&self) -> bool {
+        self.shown.is_visible()
+    }
+
     fn expect(&self, all: Progress) {
         self.shown.expect(all);
     }

@@ -47,6 +47,11 @@ impl Shown {
         Shown { form, started, all, done, next: Cell::new(started + first) }
     }
 
+    /// Whether a person can see it.
+    pub fn is_visible(&self) -> bool {
+        !matches!(self.form, Form::None)
+    }
+
     /// Takes in the amount of work.
     pub fn expect(&self, all: Progress) {
         self.all.set(all);

@@ -28,6 +28,7 @@ pub const SYSTEM_CALLS: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_fcntl,
     libc::SYS_flock,
+    libc::SYS_clock_nanosleep,
     // Attributes.
     libc::SYS_newfstatat,
     libc::SYS_fstat,

@@ -1,9 +1,10 @@
 //! Converts between types of the layer and types of the system.
 
-use rustix::fs::{FileType, Mode, Statx, StatxAttributes, StatxTimestamp, Timespec, makedev};
+use rustix::fs::{FileType, Mode, Statx, StatxAttributes, StatxFlags, StatxTimestamp, Timespec, makedev};
 use rustix::io::Errno;
 
 use crate::errno::{EINVAL, EIO};
+use crate::format::fnv1a;
 use crate::layer::{Error, Fixed, Kind, Result, Stat, Time};
 
 /// Converts attributes.
@@ -30,10 +31,11 @@ pub fn stat_of(stat: &rustix::fs::Stat) -> Result<Stat> {
         mtime: time(stat.st_mtime, stat.st_mtime_nsec as u32),
         ctime: time(stat.st_ctime, stat.st_ctime_nsec as u32),
         fixed: Fixed::default(),
+        generation: 0,
     })
 }
 
-/// Does the same, with the flags that forbid changes.
+/// Does the same, with the flags that forbid changes and with the generation.
 pub fn stat_of_statx(stat: &Statx) -> Result<Stat> {
     let kind = kind_of(FileType::from_raw_mode(stat.stx_mode.into())).ok_or(Error::new(EIO))?;
     let time = |time: StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
@@ -56,7 +58,20 @@ pub fn stat_of_statx(stat: &Statx) -> Result<Stat> {
             immutable: stat.stx_attributes.contains(StatxAttributes::IMMUTABLE),
             append: stat.stx_attributes.contains(StatxAttributes::APPEND),
         },
+        generation: birth_of(stat).map_or(0, generation),
     })
+}
+
+/// Returns the time of birth, if the filesystem tells it.
+pub fn birth_of(stat: &Statx) -> Option<Time> {
+    let known = stat.stx_mask & StatxFlags::BTIME.bits() != 0;
+    known.then_some(Time { sec: stat.stx_btime.tv_sec, nsec: stat.stx_btime.tv_nsec })
+}
+
+/// Returns a generation, not 0, for an object that was born at this time.
+fn generation(birth: Time) -> u32 {
+    let words = [birth.sec.cast_unsigned(), birth.nsec.into()].map(u64::to_le_bytes);
+    (fnv1a(words.as_flattened()) as u32).max(1)
 }
 
 /// Converts a kind. Returns None if the system does not tell it.

@@ -12,15 +12,16 @@
 //!   a mount only at an entry. So a step that needs the entry itself opens it first with
 //!   RESOLVE_NO_XDEV. That stops before it asks the mounted filesystem anything, which may be this
 //!   overlay, waiting for this very step. A directory with a mount on it is *covered*: it has no
-//!   entries and takes none (ENOENT). A covered file has the attributes of an empty one. Changing
-//!   or opening a covered object is EBUSY.
+//!   entries and takes none (ENOENT). A covered file has the attributes of an empty one. A covered
+//!   object has no extended attributes and no time of birth. Changing or opening one is EBUSY.
 //!
-//! Lock order: there is one lock, of the descriptor that holds the layer. A thread takes it last,
-//! and runs no callback under it.
+//! Lock order: a layer has one lock, of the descriptor that holds it. A thread takes it last but
+//! for those of `locks`, and runs no callback under it.
 
 mod calls;
 mod convert;
 mod identity;
+pub mod locks;
 mod raw;
 mod record;
 mod through;
@@ -33,11 +34,13 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
-use crate::errno::{EBUSY, EFBIG, EINVAL, EIO, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EWOULDBLOCK, EXDEV};
+use crate::errno::{EBUSY, EEXIST, EFBIG, EINVAL, EIO, ENODATA, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM, EXDEV};
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Gid, IFlags, Mode, OFlags, RenameFlags, SeekFrom,
-    StatxFlags, Timestamps, Uid,
+    AtFlags, CWD, FallocateFlags, FileType, Gid, IFlags, Mode, OFlags, RenameFlags, SeekFrom, StatxFlags, Timestamps,
+    Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
 
@@ -46,8 +49,9 @@ use super::{
     Time, XattrMode, acl, copy_through_memory,
 };
 pub use calls::{IOCTLS, SYSTEM_CALLS};
-use convert::{error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
+use convert::{birth_of, error, kind_of, mode_of, stat_of, stat_of_statx, timespec};
 use identity::ActingAs;
+use locks::LayerLock;
 use record::Records;
 
 /// A directory tree of a Linux filesystem.
@@ -58,6 +62,8 @@ pub struct LinuxLayer {
     path: PathBuf,
     /// Whether the root is a clone of its mount, without mounts inside.
     cloned: bool,
+    /// Whether it was opened for writing.
+    writable: bool,
     capabilities: Capabilities,
     /// The ids of the daemon.
     own: Owner,
@@ -67,8 +73,29 @@ pub struct LinuxLayer {
     records: Records,
     /// The value of [`Layer::epoch`], read while files outside the layer can be opened.
     epoch: Option<u128>,
-    /// The descriptor with the lock that holds the layer.
-    held: Mutex<Option<LayerLock>>,
+    /// The locks that hold the layer.
+    held: Mutex<Held>,
+}
+
+/// The open root of a layer, which another process may take over.
+#[derive(Debug)]
+pub struct OpenRoot {
+    /// The directory, as an O_PATH descriptor.
+    pub directory: OwnedFd,
+    /// Whether it is in a private clone of its mount.
+    pub cloned: bool,
+}
+
+impl OpenRoot {
+    /// Opens it once more.
+    ///
+    /// # Errors
+    ///
+    /// - EMFILE: too many descriptors are open.
+    pub fn again(&self) -> Result<Self> {
+        let directory = rustix::io::fcntl_dupfd_cloexec(&self.directory, 0).map_err(error)?;
+        Ok(Self { directory, cloned: self.cloned })
+    }
 }
 
 /// A directory of a [`LinuxLayer`].
@@ -82,7 +109,26 @@ enum DirState {
 }
 
 /// An open file of a [`LinuxLayer`].
-pub struct File(OwnedFd);
+pub struct File {
+    fd: OwnedFd,
+    /// See [`Layer::attr_of_new`].
+    new: Option<Box<Stat>>,
+    /// Whether it is a new file, to which data can be written past the page cache.
+    takes_direct: bool,
+}
+
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl From<OwnedFd> for File {
+    /// A file that was there before.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, new: None, takes_direct: false }
+    }
+}
 
 /// An object in the form that a system call needs: a descriptor, a name below it, and flags.
 struct Target<'a> {
@@ -120,13 +166,52 @@ impl LinuxLayer {
     ///
     /// Those of [`LinuxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(LinuxLayer, LinuxLayer)> {
-        let plain = [open_top(CWD, path)?, open_top(CWD, other)?];
-        let (cloned, roots) = match shared_clone([path, other], &plain) {
-            Some(roots) => (true, roots),
-            None => (false, plain),
-        };
-        let [root, other_root] = roots;
-        Ok((Self::with_root(path, root, cloned, true)?, Self::with_root(other, other_root, cloned, true)?))
+        let mut layers = Self::open_together(&[path, other])?.into_iter();
+        layers.next().zip(layers.next()).ok_or(Error::new(EIO))
+    }
+
+    /// Does the same as [`LinuxLayer::open_pair`], for any number of directories.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LinuxLayer::open`].
+    pub fn open_together(paths: &[&Path]) -> Result<Vec<LinuxLayer>> {
+        let (cloned, roots) = open_roots(paths)?;
+        paths.iter().zip(roots).map(|(path, root)| Self::with_root(path, root, cloned, true)).collect()
+    }
+
+    /// Opens directories for writing, with renames and links between them. Returns None if they are
+    /// not on one mount, or if directories that were opened alone are as good.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LinuxLayer::open`].
+    pub fn open_group(paths: &[PathBuf]) -> Result<Option<Vec<LinuxLayer>>> {
+        let (cloned, roots) = open_roots(paths)?;
+        if !cloned {
+            return Ok(None);
+        }
+        paths.iter().zip(roots).map(|(path, root)| Self::with_root(path, root, cloned, true).map(Some)).collect()
+    }
+
+    /// Makes the layer of a directory that [`LinuxLayer::root_again`] of another process opened at
+    /// `path`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LinuxLayer::open`].
+    pub fn with_opened(path: &Path, root: OpenRoot, for_writing: bool) -> Result<LinuxLayer> {
+        Self::with_root(path, root.directory, root.cloned, for_writing)
+    }
+
+    /// Opens the root once more, for a process that takes the layer over.
+    ///
+    /// # Errors
+    ///
+    /// - EMFILE: too many descriptors are open.
+    pub fn root_again(&self) -> Result<OpenRoot> {
+        let directory = rustix::io::fcntl_dupfd_cloexec(&self.root, 0).map_err(error)?;
+        Ok(OpenRoot { directory, cloned: self.cloned })
     }
 
     fn with_root(path: &Path, root: OwnedFd, cloned: bool, for_writing: bool) -> Result<LinuxLayer> {
@@ -139,17 +224,20 @@ impl LinuxLayer {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let own = Owner { uid: uid.as_raw(), gid: gid.as_raw() };
         let records = Records::new(root.as_fd(), own, for_writing);
-        let owner_records = records.writes();
+        let capabilities = Capabilities { owner_records: records.writes(), ..capabilities(&root, for_writing)? };
         Ok(LinuxLayer {
-            capabilities: Capabilities { owner_records, ..capabilities(&root, for_writing)? },
+            // A server knows the user that creates, but not the rights of the daemon. So it would
+            // refuse another user in a directory of root.
+            acts_as_others: for_writing && !capabilities.shared && uid.is_root() && identity::can_act(),
+            capabilities,
             records,
             root,
             path: path.to_owned(),
             cloned,
+            writable: for_writing,
             own,
-            acts_as_others: for_writing && uid.is_root() && identity::can_act(),
             epoch: boot(),
-            held: Mutex::new(None),
+            held: Mutex::default(),
         })
     }
 
@@ -161,7 +249,7 @@ impl LinuxLayer {
     fn target<'a>(&self, object: Object<'a, Self>) -> Result<Target<'a>> {
         let (dir, name) = match object {
             Object::Dir(dir) => return Ok(Target::itself(TargetFd::Borrowed(dir.fd()?))),
-            Object::File(file) => return Ok(Target::itself(TargetFd::Borrowed(file.0.as_fd()))),
+            Object::File(file) => return Ok(Target::itself(TargetFd::Borrowed(file.fd.as_fd()))),
             Object::Entry(dir, name) => (dir.fd()?, single(name)?),
         };
         if self.cloned {
@@ -199,7 +287,8 @@ impl LinuxLayer {
         call().map_err(error)
     }
 
-    /// Makes sure that a new object has the requested owner and mode, or else removes it.
+    /// Makes sure that a new object has the requested owner and mode, or else removes it. Returns
+    /// its attributes if it had them from the start.
     ///
     /// It may lack them in these cases:
     ///
@@ -210,16 +299,33 @@ impl LinuxLayer {
     /// Another process that may rename in the directory can put a file of root in the place of the
     /// new object, to become its owner. So the method corrects only one object, through its
     /// descriptor. If that belongs to another user than its creator, the method returns EPERM.
-    fn ensure_owner_and_mode(&self, dir: BorrowedFd<'_>, name: &OsStr, asked: (Owner, Option<u32>)) -> Result<()> {
-        let found = stat_of(&rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(error)?)?;
+    fn ensure_owner_and_mode(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        asked: (Owner, Option<u32>),
+    ) -> Result<Option<Stat>> {
+        let entry = Target { fd: TargetFd::Borrowed(dir), name, flags: AtFlags::SYMLINK_NOFOLLOW };
+        let found = entry.stat()?;
         if is_right(&found, asked) {
-            return Ok(());
+            return Ok(Some(found));
         }
-        let opened = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error);
-        let mended = opened.and_then(|made| mend(dir, made.as_fd(), asked));
-        mended.or_else(|error| undo(dir, name, found.kind).and(Err(error)))
+        let mended = raw::open_at(dir, name, OFlags::PATH, Mode::empty()).map_err(error).and_then(|made| {
+            let found = stat_of(&rustix::fs::fstat(&made).map_err(error)?)?;
+            mend(dir, made.as_fd(), &found, asked)
+        });
+        mended.map(|_| None).or_else(|error| undo(dir, name, found.kind).and(Err(error)))
     }
 }
+
+/// The attributes of a [`Stat`].
+const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
+
+/// Filesystems that `libc` has no number for (include/uapi/linux/magic.h).
+const CIFS_SUPER_MAGIC: u64 = 0xff53_4d42;
+const SMB2_SUPER_MAGIC: u64 = 0xfe53_4d42;
+const CEPH_SUPER_MAGIC: u64 = 0x00c3_6400;
+const V9FS_MAGIC: u64 = 0x0102_1997;
 
 /// Returns the abilities of a layer's filesystem.
 fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
@@ -235,6 +341,17 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         libc::BCACHEFS_SUPER_MAGIC as u64,
         libc::FUSE_SUPER_MAGIC as u64,
     ];
+    // flock(2) of a directory never reaches the server of these: the kernel keeps it to itself.
+    const SHARED: [u64; 8] = [
+        libc::FUSE_SUPER_MAGIC as u64,
+        libc::NFS_SUPER_MAGIC as u64,
+        libc::SMB_SUPER_MAGIC as u64,
+        CIFS_SUPER_MAGIC,
+        SMB2_SUPER_MAGIC,
+        CEPH_SUPER_MAGIC,
+        V9FS_MAGIC,
+        libc::AFS_SUPER_MAGIC as u64,
+    ];
     let filesystem = rustix::fs::fstatfs(root).map_err(error)?.f_type as u64;
     let keeps_order = for_writing && through::keeps_order(root);
     Ok(Capabilities {
@@ -247,6 +364,7 @@ fn capabilities(root: &OwnedFd, for_writing: bool) -> Result<Capabilities> {
         // A tmpfs does not survive a crash of the system.
         ordered: keeps_order || filesystem == libc::TMPFS_MAGIC as u64,
         owner_records: false,
+        shared: SHARED.contains(&filesystem),
     })
 }
 
@@ -270,7 +388,7 @@ impl<'a> Target<'a> {
     }
 
     fn stat(&self) -> Result<Stat> {
-        let found = rustix::fs::statx(self, self.name, self.flags, StatxFlags::BASIC_STATS).map_err(error)?;
+        let found = rustix::fs::statx(self, self.name, self.flags, WANTED).map_err(error)?;
         stat_of_statx(&found)
     }
 }
@@ -284,15 +402,17 @@ impl AsFd for Target<'_> {
     }
 }
 
-/// The lock of a layer. The drop unlocks it, and does not only close the descriptor. A program that
-/// this process starts has the descriptor too, until execve(2), and would keep the lock.
-struct LayerLock(OwnedFd);
+/// How long this host may show what another host has changed meanwhile: FUSE filesystems let the
+/// kernel keep names and attributes for a second.
+const CACHED: Duration = Duration::from_millis(1100);
 
-impl Drop for LayerLock {
-    fn drop(&mut self) {
-        // The lock ends with the last descriptor in any case.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
-    }
+/// The locks that hold a layer.
+#[derive(Default)]
+struct Held {
+    /// That of its root.
+    root: Option<LayerLock>,
+    /// That of a file in it.
+    file: Option<LayerLock>,
 }
 
 impl Layer for LinuxLayer {
@@ -308,22 +428,54 @@ impl Layer for LinuxLayer {
         Ok(Dir(DirState::Open(fd, AtomicBool::new(false))))
     }
 
+    fn below(&self, dir: &Dir, path: &Path, for_writing: bool) -> Result<Self> {
+        let root = rustix::io::fcntl_dupfd_cloexec(dir.fd()?, 0).map_err(error)?;
+        let records = self.records.of_another(root.as_fd(), for_writing);
+        Ok(LinuxLayer {
+            capabilities: Capabilities { owner_records: records.writes(), ..self.capabilities },
+            records,
+            path: path.to_owned(),
+            root,
+            cloned: self.cloned,
+            // Its clone is that of this layer.
+            writable: self.writable,
+            own: self.own,
+            acts_as_others: self.acts_as_others,
+            epoch: self.epoch,
+            held: Mutex::default(),
+        })
+    }
+
     fn hold(&self) -> Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.is_none() {
-            let root = raw::reopen_dir(self.root.as_fd()).map_err(error)?;
-            rustix::fs::flock(&root, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-                // Redox distinguishes EWOULDBLOCK from EAGAIN, Linux does not.
-                Errno::WOULDBLOCK => Error::new(EWOULDBLOCK),
-                other => error(other),
-            })?;
-            *held = Some(LayerLock(root));
+        if held.root.is_none() {
+            held.root = Some(LayerLock::new(raw::reopen_dir(self.root.as_fd()).map_err(error)?)?);
+        }
+        Ok(())
+    }
+
+    fn hold_by(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.file.is_some() {
+            return Ok(());
+        }
+        // NFS wants a file that is open for writing.
+        let open = |flags, mode| raw::open_at(dir.fd()?, single(name)?, OFlags::RDWR | flags, mode).map_err(error);
+        match open(OFlags::empty(), Mode::empty()) {
+            Ok(file) => {
+                held.file = Some(LayerLock::new(file)?);
+                thread::sleep(CACHED);
+            }
+            Err(missing) if missing.errno == ENOENT => {
+                held.file = Some(LayerLock::new(open(OFlags::CREATE, Mode::RUSR | Mode::WUSR)?)?);
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
 
     fn release(&self) -> Result<()> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Held::default();
         Ok(())
     }
 
@@ -434,14 +586,16 @@ impl Layer for LinuxLayer {
     }
 
     fn birth(&self, object: Object<'_, Self>) -> Result<Option<Time>> {
-        let target = self.change(object)?;
-        let found = rustix::fs::statx(&target, target.name, target.flags, StatxFlags::BTIME).map_err(error)?;
-        let known = found.stx_mask & StatxFlags::BTIME.bits() != 0;
-        Ok(known.then_some(Time { sec: found.stx_btime.tv_sec, nsec: found.stx_btime.tv_nsec }))
+        unless_covered(object, Ok(None), || {
+            let target = self.change(object)?;
+            let found = rustix::fs::statx(&target, target.name, target.flags, StatxFlags::BTIME).map_err(error)?;
+            Ok(birth_of(&found))
+        })
     }
 
     fn xattr(&self, object: Object<'_, Self>, name: &OsStr) -> Result<Vec<u8>> {
-        self.with_xattrs(object, |place| xattr::get(place, name))
+        let none = Err(Error::new(ENODATA));
+        unless_covered(object, none, || self.with_xattrs(object, |place| xattr::get(place, name)))
     }
 
     fn set_xattr(&self, object: Object<'_, Self>, name: &OsStr, value: &[u8], mode: XattrMode) -> Result<()> {
@@ -460,7 +614,7 @@ impl Layer for LinuxLayer {
     }
 
     fn xattrs(&self, object: Object<'_, Self>) -> Result<Vec<OsString>> {
-        self.with_xattrs(object, xattr::list)
+        unless_covered(object, Ok(Vec::new()), || self.with_xattrs(object, xattr::list))
     }
 
     fn flags(&self, object: Object<'_, Self>) -> Result<u32> {
@@ -489,8 +643,8 @@ impl Layer for LinuxLayer {
         };
         let fd = fd.map_err(error).map_err(covered_is_busy)?;
         match stat_of(&rustix::fs::fstat(&fd).map_err(error)?)?.kind {
-            Kind::File => Ok(File(fd)),
-            _ if access == Access::Attributes => Ok(File(fd)),
+            Kind::File => Ok(File::from(fd)),
+            _ if access == Access::Attributes => Ok(File::from(fd)),
             _ => Err(Error::new(EINVAL)),
         }
     }
@@ -509,18 +663,33 @@ impl Layer for LinuxLayer {
         let (dir, name) = (dir.fd()?, single(name)?);
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         let fd = self.acting_as(owner, || raw::open_at(dir, name, flags, mode_of(mode)))?;
-        let mended = mend(dir, fd.as_fd(), (owner, Some(mode)));
-        mended.or_else(|error| undo(dir, name, Kind::File).and(Err(error)))?;
-        Ok(File(fd))
+        let made = (|| {
+            let wanted = WANTED | StatxFlags::DIOALIGN;
+            let found = rustix::fs::statx(&fd, "", AtFlags::EMPTY_PATH, wanted).map_err(error)?;
+            let is_mended = mend(dir, fd.as_fd(), &stat_of_statx(&found)?, (owner, Some(mode)))?;
+            let new = if is_mended { None } else { Some(Box::new(stat_of_statx(&found)?)) };
+            Ok((new, self.capabilities.write_through && through::takes_direct(&found)))
+        })();
+        let (new, takes_direct) = made.or_else(|error| undo(dir, name, Kind::File).and(Err(error)))?;
+        Ok(File { fd, new, takes_direct })
     }
 
-    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<()> {
+    fn attr_of_new(&self, file: &File) -> Option<Stat> {
+        file.new.as_deref().copied()
+    }
+
+    fn create_empty(&self, dir: &Dir, name: &OsStr) -> Result<()> {
+        let (dir, name) = (dir.fd()?, single(name)?);
+        rustix::fs::mknodat(dir, name, FileType::RegularFile, mode_of(0o600), 0).map_err(error)
+    }
+
+    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Option<Stat>> {
         let (dir, name) = (dir.fd()?, single(name)?);
         self.acting_as(owner, || rustix::fs::mkdirat(dir, name, mode_of(mode)))?;
         self.ensure_owner_and_mode(dir, name, (owner, Some(mode)))
     }
 
-    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<()> {
+    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, owner: Owner) -> Result<Option<Stat>> {
         let (dir, name) = (dir.fd()?, single(name)?);
         self.acting_as(owner, || rustix::fs::symlinkat(target, dir, name))?;
         self.ensure_owner_and_mode(dir, name, (owner, None))
@@ -531,7 +700,15 @@ impl Layer for LinuxLayer {
     /// # Errors
     ///
     /// - EINVAL: `kind` is none.
-    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, owner: Owner) -> Result<()> {
+    fn create_node(
+        &self,
+        dir: &Dir,
+        name: &OsStr,
+        kind: Kind,
+        mode: u32,
+        rdev: u64,
+        owner: Owner,
+    ) -> Result<Option<Stat>> {
         let (dir, name) = (dir.fd()?, single(name)?);
         let file_type = match kind {
             Kind::Fifo => FileType::Fifo,
@@ -553,7 +730,7 @@ impl Layer for LinuxLayer {
         let (fd, name, flags) = match object {
             Object::Dir(_) => return Err(Error::new(EPERM)),
             Object::Entry(dir, name) => (dir.fd()?, single(name)?, AtFlags::empty()),
-            Object::File(file) => (file.0.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH),
+            Object::File(file) => (file.fd.as_fd(), OsStr::new(""), AtFlags::EMPTY_PATH),
         };
         rustix::fs::linkat(fd, name, new_dir.fd()?, single(new_name)?, flags).map_err(error)
     }
@@ -573,14 +750,26 @@ impl Layer for LinuxLayer {
             RenameMode::Exchange => RenameFlags::EXCHANGE,
             RenameMode::Whiteout => RenameFlags::WHITEOUT,
         };
-        rustix::fs::renameat_with(dir.fd()?, single(name)?, new_dir.fd()?, single(new_name)?, flags).map_err(error)
+        let (from, to) = ((dir.fd()?, single(name)?), (new_dir.fd()?, single(new_name)?));
+        let rename = |flags| rustix::fs::renameat_with(from.0, from.1, to.0, to.1, flags);
+        match rename(flags) {
+            // Many filesystems of other hosts have no flags. Only this daemon makes names here.
+            Err(Errno::INVAL | Errno::NOSYS) if mode == RenameMode::NoReplace => {
+                match rustix::fs::statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(_) => Err(Error::new(EEXIST)),
+                    Err(Errno::NOENT) => rename(RenameFlags::empty()).map_err(error),
+                    Err(errno) => Err(error(errno)),
+                }
+            }
+            renamed => renamed.map_err(error),
+        }
     }
 
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
         let mut done = 0;
         while done < buf.len() {
             let rest = &mut buf[done..];
-            match retry_on_intr(|| rustix::io::pread(&file.0, &mut *rest, offset + done as u64)).map_err(error)? {
+            match retry_on_intr(|| rustix::io::pread(&file.fd, &mut *rest, offset + done as u64)).map_err(error)? {
                 0 => break,
                 count => done += count,
             }
@@ -589,15 +778,15 @@ impl Layer for LinuxLayer {
     }
 
     fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
-        match retry_on_intr(|| rustix::io::pwrite(&file.0, buf, offset)).map_err(error)? {
+        match retry_on_intr(|| rustix::io::pwrite(&file.fd, buf, offset)).map_err(error)? {
             0 if !buf.is_empty() => Err(Error::new(EIO)),
             count => Ok(count),
         }
     }
 
     fn write_through(&self, file: &File, buf: &[u8], offset: u64) -> Result<()> {
-        match self.capabilities.write_through {
-            true => through::write(&file.0, buf, offset),
+        match file.takes_direct {
+            true => through::write(&file.fd, buf, offset),
             false => Err(Error::new(EOPNOTSUPP)),
         }
     }
@@ -606,11 +795,11 @@ impl Layer for LinuxLayer {
         if size > i64::MAX as u64 {
             return Err(Error::new(EFBIG));
         }
-        retry_on_intr(|| rustix::fs::ftruncate(&file.0, size)).map_err(error)
+        retry_on_intr(|| rustix::fs::ftruncate(&file.fd, size)).map_err(error)
     }
 
     fn sync(&self, file: &File) -> Result<()> {
-        retry_on_intr(|| rustix::fs::fsync(&file.0)).map_err(error)
+        retry_on_intr(|| rustix::fs::fsync(&file.fd)).map_err(error)
     }
 
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
@@ -620,7 +809,7 @@ impl Layer for LinuxLayer {
 
     fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
         // No method uses the offset that the seeks leave: all reads and writes have their own.
-        let seek = |position| match rustix::fs::seek(&file.0, position) {
+        let seek = |position| match rustix::fs::seek(&file.fd, position) {
             Ok(offset) => Ok(Some(offset)),
             Err(Errno::NXIO) => Ok(None),
             Err(other) => Err(error(other)),
@@ -642,7 +831,7 @@ impl Layer for LinuxLayer {
             let (mut source, mut target) = (range.start + copied, offset + copied);
             let rest = usize::try_from(length - copied).unwrap_or(usize::MAX);
             let copy = retry_on_intr(|| {
-                rustix::fs::copy_file_range(&from.0, Some(&mut source), &to.0, Some(&mut target), rest)
+                rustix::fs::copy_file_range(&from.fd, Some(&mut source), &to.fd, Some(&mut target), rest)
             });
             match copy {
                 Ok(0) => break,
@@ -658,7 +847,7 @@ impl Layer for LinuxLayer {
     }
 
     fn share_data(&self, from: &File, to: &File) -> Result<()> {
-        rustix::fs::ioctl_ficlone(&to.0, &from.0).map_err(|error| match error {
+        rustix::fs::ioctl_ficlone(&to.fd, &from.fd).map_err(|error| match error {
             Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS => Error::new(EOPNOTSUPP),
             other => convert::error(other),
         })
@@ -670,6 +859,11 @@ impl Layer for LinuxLayer {
 
     fn epoch(&self) -> Option<u128> {
         self.epoch
+    }
+
+    fn descriptor<'a>(&self, file: &'a File) -> Option<BorrowedFd<'a>> {
+        // Only a clone that is read-only keeps the access time.
+        (self.cloned && !self.writable).then(|| file.fd.as_fd())
     }
 
     fn allocate(&self, file: &File, how: Allocation, range: Range<u64>) -> Result<()> {
@@ -684,7 +878,7 @@ impl Layer for LinuxLayer {
             Allocation::Unshare => FallocateFlags::UNSHARE_RANGE,
         };
         let length = range.end.saturating_sub(range.start);
-        retry_on_intr(|| rustix::fs::fallocate(&file.0, flags, range.start, length)).map_err(error)
+        retry_on_intr(|| rustix::fs::fallocate(&file.fd, flags, range.start, length)).map_err(error)
     }
 
     fn sync_all(&self) -> Result<()> {
@@ -706,9 +900,9 @@ impl LinuxLayer {
         call: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
         let opened = match object {
-            Object::File(file) => match call(file.0.as_fd()) {
+            Object::File(file) => match call(file.fd.as_fd()) {
                 // A directory that is open by O_PATH.
-                Err(Errno::BADF) => raw::reopen_dir(file.0.as_fd()),
+                Err(Errno::BADF) => raw::reopen_dir(file.fd.as_fd()),
                 result => return result.map_err(no_such_call),
             },
             Object::Dir(dir) => raw::reopen_dir(dir.fd()?),
@@ -755,7 +949,7 @@ impl LinuxLayer {
         call: impl FnOnce(xattr::XattrTarget<'_>) -> rustix::io::Result<T>,
     ) -> Result<T> {
         let place = match object {
-            Object::File(file) => xattr::XattrTarget::File(file.0.as_fd()),
+            Object::File(file) => xattr::XattrTarget::File(file.fd.as_fd()),
             Object::Dir(dir) => xattr::XattrTarget::Entry(dir.fd()?, OsStr::new(".")),
             Object::Entry(dir, name) if self.cloned => xattr::XattrTarget::Entry(dir.fd()?, single(name)?),
             Object::Entry(..) => {
@@ -778,16 +972,26 @@ fn open_top(above: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
     rustix::fs::openat(above, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(error)
 }
 
-/// Opens two directories, which `plain` are, in one clone of a directory above both. Returns None
-/// if there is no such clone: it is not permitted, or they are not on one mount.
-fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]> {
-    let paths = [paths[0].canonicalize().ok()?, paths[1].canonicalize().ok()?];
-    let above: PathBuf =
-        paths[0].iter().zip(paths[1].iter()).take_while(|(a, b)| a == b).map(|(name, _)| name).collect();
-    let clone = raw::private_clone(&above, true).ok()?;
+/// Opens directories as O_PATH descriptors, if possible in one clone of a directory above all. Also
+/// returns whether they are in it.
+fn open_roots(paths: &[impl AsRef<Path>]) -> Result<(bool, Vec<OwnedFd>)> {
+    let plain = paths.iter().map(|path| open_top(CWD, path.as_ref())).collect::<Result<Vec<_>>>()?;
+    Ok(match shared_clone(paths, &plain) {
+        Some(roots) => (true, roots),
+        None => (false, plain),
+    })
+}
+
+/// Opens directories, which `plain` are, in one clone of a directory above all. Returns None if
+/// there is no such clone: it is not permitted, or they are not on one mount.
+fn shared_clone(paths: &[impl AsRef<Path>], plain: &[OwnedFd]) -> Option<Vec<OwnedFd>> {
+    let paths = paths.iter().map(|path| path.as_ref().canonicalize().ok()).collect::<Option<Vec<_>>>()?;
+    let is_above = |above: &&Path| paths.iter().all(|path| path.starts_with(above));
+    let above = paths.first()?.ancestors().find(is_above)?;
+    let clone = raw::private_clone(above, true).ok()?;
     let mut roots = Vec::new();
     for (path, plain) in paths.iter().zip(plain) {
-        let below = path.strip_prefix(&above).ok()?;
+        let below = path.strip_prefix(above).ok()?;
         let root = open_top(clone.as_fd(), if below.as_os_str().is_empty() { Path::new(".") } else { below }).ok()?;
         let (found, wanted) = (rustix::fs::fstat(&root).ok()?, rustix::fs::fstat(plain).ok()?);
         if (found.st_dev, found.st_ino) != (wanted.st_dev, wanted.st_ino) {
@@ -795,7 +999,7 @@ fn shared_clone(paths: [&Path; 2], plain: &[OwnedFd; 2]) -> Option<[OwnedFd; 2]>
         }
         roots.push(root);
     }
-    roots.try_into().ok()
+    Some(roots)
 }
 
 /// Returns the name if it is a single component.
@@ -841,16 +1045,16 @@ fn undo(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> Result<()> {
     rustix::fs::unlinkat(dir, name, flags).map_err(error)
 }
 
-/// Gives a new object in `dir` the requested owner and mode, if they differ.
+/// Gives a new object in `dir` the requested owner and mode, if they differ from those that it was
+/// `made` with. Returns whether they did.
 ///
 /// # Errors
 ///
 /// - EPERM: the object belongs to another user.
-fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Option<u32>)) -> Result<()> {
+fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, made: &Stat, (owner, mode): (Owner, Option<u32>)) -> Result<bool> {
     let itself = OsStr::new("");
-    let made = stat_of(&rustix::fs::fstat(object).map_err(error)?)?;
-    if is_right(&made, (owner, mode)) {
-        return Ok(());
+    if is_right(made, (owner, mode)) {
+        return Ok(false);
     }
     if made.uid != owner.uid {
         return Err(Error::new(EPERM));
@@ -860,13 +1064,13 @@ fn mend(dir: BorrowedFd<'_>, object: BorrowedFd<'_>, (owner, mode): (Owner, Opti
         change_owner(object, itself, AtFlags::EMPTY_PATH, owner)?;
     }
     // A change of the owner drops set-id bits.
-    let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(()) };
+    let Some(asked) = mode.map(|mode| mode & 0o7777) else { return Ok(true) };
     // The permissions from a default ACL are right.
     let right = if hands_down_acl(dir) { made.mode & 0o777 | asked & 0o7000 } else { asked };
-    if owned && made.mode == right {
-        return Ok(());
+    if !owned || made.mode != right {
+        raw::change_mode(object, itself, AtFlags::EMPTY_PATH, mode_of(right)).map_err(error)?;
     }
-    raw::change_mode(object, itself, AtFlags::EMPTY_PATH, mode_of(right)).map_err(error)
+    Ok(true)
 }
 
 /// Whether a directory has a default ACL.
@@ -894,6 +1098,21 @@ fn no_such_call(errno: Errno) -> Error {
 /// Whether an entry could not be reached because of a mount on it.
 fn is_crossing(error: Error) -> bool {
     error.errno == EXDEV
+}
+
+/// Reads something of an object. A covered one has `covered` in its place.
+fn unless_covered<T>(
+    object: Object<'_, LinuxLayer>,
+    covered: Result<T>,
+    read: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    if let Object::Dir(Dir(DirState::Covered(_))) = object {
+        return covered;
+    }
+    match read() {
+        Err(busy) if busy.errno == EBUSY => covered,
+        read => read,
+    }
 }
 
 fn covered_is_busy(error: Error) -> Error {

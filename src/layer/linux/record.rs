@@ -27,6 +27,8 @@ use crate::layer::{Kind, Owner, Stat, XattrMode};
 pub struct Records {
     /// Whether the daemon writes a record if it cannot set an owner.
     writes: bool,
+    /// Whether the daemon can set any owner.
+    gives_all: bool,
     /// Whether the layer may have records.
     any: AtomicBool,
     /// The ids of the daemon.
@@ -36,6 +38,7 @@ pub struct Records {
 }
 
 /// The ids of this user namespace: the first id and the count of each range.
+#[derive(Clone)]
 struct Ids(Vec<(u32, u32)>);
 
 impl Ids {
@@ -61,7 +64,15 @@ impl Records {
         let [users, groups] = ["uid_map", "gid_map"].map(|map| Ids::of_this_namespace(&format!("/proc/self/{map}")));
         let gives_all = own.uid == 0 && [&users, &groups].into_iter().all(|ids| ids.has(0) && ids.has(u32::MAX - 1));
         let any = OWNER_RECORDS.iter().any(|name| xattr::get(top(root), OsStr::new(name)).is_ok());
-        Self { writes: for_writing && !gives_all, any: AtomicBool::new(any), own, users, groups }
+        Self { writes: for_writing && !gives_all, gives_all, any: AtomicBool::new(any), own, users, groups }
+    }
+
+    /// Returns the facts about another layer of this process.
+    pub fn of_another(&self, root: BorrowedFd<'_>, for_writing: bool) -> Self {
+        let any = OWNER_RECORDS.iter().any(|name| xattr::get(top(root), OsStr::new(name)).is_ok());
+        let (users, groups) = (self.users.clone(), self.groups.clone());
+        let writes = for_writing && !self.gives_all;
+        Self { writes, gives_all: self.gives_all, any: AtomicBool::new(any), own: self.own, users, groups }
     }
 
     /// Whether the user namespace has these ids.

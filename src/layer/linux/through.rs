@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use crate::errno::{EOPNOTSUPP, Error};
-use rustix::fs::{AtFlags, OFlags, StatxFlags};
+use rustix::fs::{OFlags, Statx};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::convert::error;
@@ -41,13 +41,14 @@ pub fn keeps_order(dir: &OwnedFd) -> bool {
 }
 
 /// Writes all of `buf` at `offset`, a multiple of [`THROUGH`]. Fills the file with zeros up to the
-/// next multiple.
+/// next multiple. The file takes that ([`takes_direct`]), and was opened without any flag that
+/// fcntl(2) can change.
 ///
 /// # Errors
 ///
 /// - EOPNOTSUPP: the filesystem cannot do that.
 pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
-    if !offset.is_multiple_of(THROUGH) || !takes_direct(file)? {
+    if !offset.is_multiple_of(THROUGH) {
         return Err(Error::new(EOPNOTSUPP));
     }
     let unit = THROUGH as usize;
@@ -56,20 +57,19 @@ pub fn write(file: &OwnedFd, buf: &[u8], offset: u64) -> Result<()> {
     let start = room.as_ptr().align_offset(unit);
     let aligned = room.get_mut(start..start + length).ok_or(Error::new(EOPNOTSUPP))?;
     aligned[..buf.len()].copy_from_slice(buf);
-    let flags = rustix::fs::fcntl_getfl(file).map_err(error)?;
-    rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).map_err(unsupported)?;
+    rustix::fs::fcntl_setfl(file, OFlags::DIRECT).map_err(unsupported)?;
     let written = write_all_with(aligned, offset, |bytes, offset| {
         retry_on_intr(|| rustix::io::pwrite(file, bytes, offset)).map_err(unsupported)
     });
-    rustix::fs::fcntl_setfl(file, flags).map_err(error)?;
+    rustix::fs::fcntl_setfl(file, OFlags::empty()).map_err(error)?;
     written
 }
 
-/// Whether a file's data can bypass the page cache. Data of encrypted files, or inside the inode,
-/// goes through the cache without an error. False before Linux 6.1, which does not tell.
-fn takes_direct(file: &OwnedFd) -> Result<bool> {
-    let told = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).map_err(error)?;
-    Ok((1..=THROUGH).contains(&u64::from(told.stx_dio_offset_align)))
+/// Whether the data of a new file can bypass the page cache, by its attributes and
+/// `STATX_DIOALIGN`. Data of encrypted files, or inside the inode, goes through the cache without
+/// an error. False before Linux 6.1, which does not tell.
+pub fn takes_direct(file: &Statx) -> bool {
+    (1..=THROUGH).contains(&u64::from(file.stx_dio_offset_align))
 }
 
 fn unsupported(errno: Errno) -> Error {

@@ -5,7 +5,7 @@
 //! simulator defines them, as it defines the symbols that `libredox` calls. A number that libc or
 //! the kernel of this system got would be another descriptor or another call there.
 
-pub use system::{link, read_at, rename, unlink_at, write_at};
+pub use system::{can_make_as, link, make_as, read_at, rename, unlink_at, write_at};
 
 #[cfg(target_os = "redox")]
 mod system {
@@ -45,6 +45,8 @@ mod system {
         Ok(syscall::flink(fd.raw(), path).map(drop)?)
     }
 
+    pub use crate::layer::redox::maker::{is_there as can_make_as, make_as};
+
     /// Converts the number of a descriptor for libc.
     fn raw(fd: &Fd) -> Result<libc::c_int> {
         libc::c_int::try_from(fd.raw()).map_err(|_| Error::new(EBADF))
@@ -60,7 +62,7 @@ mod system {
 mod system {
     use libredox::Fd;
 
-    use crate::layer::Result;
+    use crate::layer::{Owner, Result};
 
     // All return a number or a negated errno, as system calls do.
     unsafe extern "C" {
@@ -69,6 +71,20 @@ mod system {
         fn played_unlinkat(fd: usize, path: *const u8, len: usize, flags: usize) -> usize;
         fn played_frename(fd: usize, path: *const u8, len: usize) -> usize;
         fn played_flink(fd: usize, path: *const u8, len: usize) -> usize;
+        fn played_has_maker() -> bool;
+        /// Returns a descriptor.
+        fn played_make_as(fd: usize, path: *const u8, len: usize, flags: usize, uid: u32, gid: u32) -> usize;
+    }
+
+    pub fn can_make_as() -> bool {
+        // SAFETY: the call touches no memory.
+        unsafe { played_has_maker() }
+    }
+
+    pub fn make_as(dir: &Fd, path: &str, flags: usize, owner: Owner) -> Result<Fd> {
+        let Owner { uid, gid } = owner;
+        // SAFETY: pointer and length are those of a string.
+        answer(unsafe { played_make_as(dir.raw(), path.as_ptr(), path.len(), flags, uid, gid) }).map(Fd::new)
     }
 
     pub fn read_at(fd: &Fd, buf: &mut [u8], offset: libc::off_t) -> Result<usize> {

@@ -11,18 +11,22 @@
 //! Another process may put a symlink in the place of a directory or file of a mounted layer; the
 //! backend would follow it. So a user that can write to a layer's directory is trusted on Redox.
 //!
-//! Lock order: there is one lock, of the descriptor that holds the layer. A thread takes it last.
+//! An object of another user is made by the `maker`. The object that was used last stays open
+//! (`kept`).
+//!
+//! Lock order: a thread takes the locks of this directory last, and holds one of them at most.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::errno::{
-    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EPERM, EROFS,
+    EACCES, EBADF, EEXIST, EFBIG, EINVAL, EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EOVERFLOW, EPERM, EPIPE,
+    EROFS,
 };
 use libredox::Fd;
 use libredox::data::TimeSpec;
@@ -39,8 +43,11 @@ use super::{
 };
 
 use crate::turn;
+use kept::Kept;
 
 mod calls;
+mod kept;
+pub mod maker;
 
 /// Close on exec: a flag of relibc, beside those of the kernel.
 const O_CLOEXEC: usize = 0x0100_0000;
@@ -77,6 +84,8 @@ pub struct RedoxLayer {
     /// The descriptor with the lock that holds the layer. No other call uses it. After another call
     /// on a locked descriptor, the kernel no longer tells the scheme when the descriptor is closed.
     held: Mutex<Option<Fd>>,
+    /// Spares the lookup of a path that is used again.
+    kept: Kept,
 }
 
 /// The root directory of a layer.
@@ -85,7 +94,7 @@ struct Top {
     /// possible.
     fd: Far,
     /// Some schemes open paths only at their root: that root, and the path of the layer from there.
-    root: Option<(Far, String)>,
+    root: Option<(Arc<Far>, String)>,
     /// Begins with `/scheme/NAME`, and has no slash at the end.
     path: String,
 }
@@ -106,7 +115,11 @@ struct PathInTop<'a> {
 }
 
 /// An open regular file of a [`RedoxLayer`].
-pub struct File(Far);
+pub struct File {
+    far: Far,
+    /// The scheme decides by the opener who may change the attributes through a descriptor.
+    is_own: bool,
+}
 
 /// A descriptor of a scheme, so of another process.
 struct Far(Fd);
@@ -116,6 +129,12 @@ impl Far {
     fn call(&self) -> &Fd {
         turn::offer();
         &self.0
+    }
+}
+
+impl File {
+    fn of(fd: Fd) -> Self {
+        Self { far: Far(fd), is_own: true }
     }
 }
 
@@ -142,7 +161,7 @@ impl RedoxLayer {
         // ramfs opens nothing at a directory other than its root.
         let root = match fd.openat("", flag_bits(ITSELF | O_DIRECTORY | O_CLOEXEC), 0) {
             Err(error) if error.errno() == EACCES => {
-                Some((Far(open(&format!("/scheme/{scheme}/"))?), inside.to_owned()))
+                Some((Arc::new(Far(open(&format!("/scheme/{scheme}/"))?)), inside.to_owned()))
             }
             opened => opened.map(|_| None)?,
         };
@@ -156,6 +175,7 @@ impl RedoxLayer {
             top: Arc::new(Top { path: path.to_owned(), fd: Far(fd), root }),
             writable: for_writing,
             held: Mutex::new(None),
+            kept: Kept::default(),
         })
     }
 
@@ -166,6 +186,24 @@ impl RedoxLayer {
     /// Those of [`RedoxLayer::open`].
     pub fn open_pair(path: &Path, other: &Path) -> Result<(RedoxLayer, RedoxLayer)> {
         Ok((Self::open(path, true)?, Self::open(other, true)?))
+    }
+
+    /// Does the same as [`RedoxLayer::open_pair`], for any number of directories.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedoxLayer::open`].
+    pub fn open_together(paths: &[&Path]) -> Result<Vec<RedoxLayer>> {
+        paths.iter().map(|path| Self::open(path, true)).collect()
+    }
+
+    /// Opens directories for writing, with renames and links between them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedoxLayer::open`].
+    pub fn open_group(paths: &[PathBuf]) -> Result<Option<Vec<RedoxLayer>>> {
+        paths.iter().map(|path| Self::open(path, true).map(Some)).collect()
     }
 
     /// Returns the place of an entry that a call changes.
@@ -180,7 +218,36 @@ impl RedoxLayer {
         if name.len() > self.name_max as usize {
             return Err(Error::new(ENAMETOOLONG));
         }
-        dir.entry(name)
+        let place = dir.entry(name)?;
+        self.kept.forget(&place.absolute());
+        Ok(place)
+    }
+
+    /// Calls `act` with a descriptor of the object itself.
+    fn on<T>(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
+        match object {
+            Object::File(file) => act(file.far.call()),
+            Object::Dir(dir) if dir.path.is_empty() => act(dir.top.fd.call()),
+            Object::Dir(dir) => {
+                let path = dir.absolute();
+                let object = match self.kept.get(&path) {
+                    Some(object) => object,
+                    None => {
+                        let object = Arc::new(Far(dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?));
+                        self.kept.set(path, object.clone());
+                        object
+                    }
+                };
+                act(object.call())
+            }
+            Object::Entry(dir, name) => {
+                let place = dir.entry(name)?;
+                match self.kept.get(&place.absolute()) {
+                    Some(object) => act(object.call()),
+                    None => act(&place.open(ITSELF)?),
+                }
+            }
+        }
     }
 
     fn check_writable(&self) -> Result<()> {
@@ -190,7 +257,7 @@ impl RedoxLayer {
     /// Makes a change through a descriptor of the object itself.
     fn change(&self, object: Object<'_, Self>, act: impl FnOnce(&Fd) -> Result<()>) -> Result<()> {
         self.check_writable()?;
-        on(object, act)
+        self.on(object, act)
     }
 }
 
@@ -227,6 +294,11 @@ impl Dir {
 }
 
 impl Dir {
+    /// Returns the path from the root of the system.
+    fn absolute(&self) -> String {
+        format!("{}/{}", self.top.path, self.path)
+    }
+
     /// Sends a descriptor to this directory. The caller's own stays open.
     fn send(&self, descriptor: usize) -> Result<()> {
         let dir = self.top.open_at(&self.path, ITSELF | O_DIRECTORY)?;
@@ -248,6 +320,28 @@ impl PathInTop<'_> {
     fn create(&self, flags: usize, mode: u32) -> Result<Fd> {
         // The scheme takes the mode from the low bits of the flags.
         self.open(flags | O_CREAT | O_EXCL | usize::from(permissions(mode)))
+    }
+
+    /// Creates an object for another owner, which also opens it.
+    ///
+    /// # Errors
+    ///
+    /// - EEXIST: the name exists.
+    /// - EACCES: the owner cannot change the directory.
+    fn create_as(&self, flags: usize, mode: u32, owner: Owner) -> Result<Fd> {
+        let (fd, path) = self.top.at(&self.path);
+        let bits = flags | O_CREAT | O_EXCL | O_CLOEXEC | usize::from(permissions(mode));
+        match calls::make_as(fd, &path, bits, owner) {
+            Err(error) if error.errno == EPIPE => {
+                // Whatever has the free name now, the maker made it before its end.
+                let kind = if flags & O_DIRECTORY == 0 { 0 } else { AT_REMOVEDIR };
+                match self.remove(kind) {
+                    Err(error) if error.errno != ENOENT => Err(error),
+                    _ => Err(Error::new(EACCES)),
+                }
+            }
+            made => made,
+        }
     }
 
     /// Checks that the name is free.
@@ -291,11 +385,28 @@ impl Layer for RedoxLayer {
             // redoxfs never overwrites a tree. So the disk has the complete state of one moment.
             ordered: true,
             owner_records: false,
+            shared: false,
         }
     }
 
     fn root(&self) -> Result<Dir> {
         Ok(Dir { top: self.top.clone(), path: String::new() })
+    }
+
+    fn below(&self, dir: &Dir, _: &Path, for_writing: bool) -> Result<Self> {
+        let Top { root, path, .. } = &*dir.top;
+        let join = |above: &str| if dir.path.is_empty() { above.to_owned() } else { format!("{above}/{}", dir.path) };
+        let root = root.as_ref().map(|(root, inside)| (root.clone(), join(inside)));
+        let fd = Far(dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?);
+        Ok(RedoxLayer {
+            top: Arc::new(Top { fd, root, path: join(path) }),
+            dev: self.dev,
+            name_max: self.name_max,
+            own: self.own,
+            writable: for_writing,
+            held: Mutex::new(None),
+            kept: Kept::default(),
+        })
     }
 
     /// Locks the layer.
@@ -322,6 +433,10 @@ impl Layer for RedoxLayer {
         libredox::call::call_rw(fd.raw(), &mut [], CallFlags::STD_FS, &lock)?;
         *held = Some(fd);
         Ok(())
+    }
+
+    fn hold_by(&self, _dir: &Dir, _name: &OsStr) -> Result<()> {
+        Err(Error::new(EOPNOTSUPP))
     }
 
     fn release(&self) -> Result<()> {
@@ -394,7 +509,7 @@ impl Layer for RedoxLayer {
     }
 
     fn stat(&self, object: Object<'_, Self>) -> Result<Stat> {
-        on(object, |fd| stat_of(&fd.stat()?, self.dev))
+        self.on(object, |fd| stat_of(&fd.stat()?, self.dev))
     }
 
     fn set_owner(&self, object: Object<'_, Self>, owner: Owner) -> Result<()> {
@@ -452,7 +567,11 @@ impl Layer for RedoxLayer {
             Access::ReadWrite | Access::Append => (self.changing(dir, name)?, O_RDWR),
             Access::Attributes => return Err(Error::new(EOPNOTSUPP)),
         };
-        Ok(File(Far(place.open(flags | O_NOFOLLOW)?)))
+        Ok(File::of(place.open(flags | O_NOFOLLOW)?))
+    }
+
+    fn may_set_attributes(&self, file: &File) -> bool {
+        file.is_own
     }
 
     fn identity(&self) -> Owner {
@@ -464,20 +583,34 @@ impl Layer for RedoxLayer {
         owner == self.own
     }
 
-    fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<File> {
-        Ok(File(Far(self.changing(dir, name)?.create(O_RDWR, mode)?)))
+    fn tries_to_create_as(&self, owner: Owner) -> bool {
+        owner == self.own || calls::can_make_as()
     }
 
-    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, _owner: Owner) -> Result<()> {
-        self.changing(dir, name)?.create(O_DIRECTORY, mode)?;
-        Ok(())
+    fn create_file(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<File> {
+        let place = self.changing(dir, name)?;
+        if owner == self.own {
+            return Ok(File::of(place.create(O_RDWR, mode)?));
+        }
+        Ok(File { is_own: false, ..File::of(place.create_as(O_RDWR, mode, owner)?) })
+    }
+
+    fn create_dir(&self, dir: &Dir, name: &OsStr, mode: u32, owner: Owner) -> Result<Option<Stat>> {
+        let place = self.changing(dir, name)?;
+        if owner == self.own {
+            place.create(O_DIRECTORY, mode)?;
+        } else {
+            place.create_as(O_DIRECTORY, mode, owner)?;
+        }
+        Ok(None)
     }
 
     /// Redox has no single step for this: a crash in between leaves a symlink with an empty target.
-    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<()> {
-        let link = File(Far(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?));
+    fn create_symlink(&self, dir: &Dir, name: &OsStr, target: &OsStr, _owner: Owner) -> Result<Option<Stat>> {
+        let link = File::of(self.changing(dir, name)?.create(O_SYMLINK | O_WRONLY, 0o777)?);
         let written = write_all(self, &link, target.as_bytes(), 0);
-        written.or_else(|error| self.unlink(dir, name).and(Err(error)))
+        written.or_else(|error| self.unlink(dir, name).and(Err(error)))?;
+        Ok(None)
     }
 
     /// Makes a socket from its descriptor, which redoxfs must receive (`FileScheme::on_sendfd`).
@@ -489,7 +622,7 @@ impl Layer for RedoxLayer {
     /// - EOPNOTSUPP: `kind` is another one, or there is no descriptor. openat, the only other call
     ///   that creates objects, makes regular files, directories and symlinks. The results of
     ///   relibc's mkfifo and mknod are regular files.
-    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, _: Owner) -> Result<()> {
+    fn create_node(&self, dir: &Dir, name: &OsStr, kind: Kind, mode: u32, rdev: u64, _: Owner) -> Result<Option<Stat>> {
         self.check_writable()?;
         let number = usize::try_from(rdev).ok().filter(|number| kind == Kind::Socket && *number != 0);
         let socket = number.ok_or(Error::new(EOPNOTSUPP))?;
@@ -510,11 +643,14 @@ impl Layer for RedoxLayer {
             });
             self.remove_dir(dir, &shelter).and(made)?;
         }
-        if permissions(mode) == SOCKET_MODE { Ok(()) } else { self.set_mode(Object::Entry(dir, name), mode) }
+        if permissions(mode) != SOCKET_MODE {
+            self.set_mode(Object::Entry(dir, name), mode)?;
+        }
+        Ok(None)
     }
 
     fn read_link(&self, dir: &Dir, name: &OsStr) -> Result<OsString> {
-        let link = File(Far(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?));
+        let link = File::of(dir.entry(name)?.open(O_RDONLY | O_SYMLINK)?);
         let mut target = vec![0; PATH_MAX];
         let length = self.read_at(&link, &mut target, 0)?;
         target.truncate(length);
@@ -529,7 +665,7 @@ impl Layer for RedoxLayer {
                 opened = self.changing(dir, name)?.open(ITSELF)?;
                 &opened
             }
-            Object::File(file) => file.0.call(),
+            Object::File(file) => file.far.call(),
         };
         let new = self.changing(new_dir, new_name)?;
         // redoxfs does not check whether the name exists.
@@ -546,7 +682,9 @@ impl Layer for RedoxLayer {
     }
 
     fn rename(&self, dir: &Dir, name: &OsStr, new_dir: &Dir, new_name: &OsStr, mode: RenameMode) -> Result<()> {
-        let object = self.changing(dir, name)?.open(ITSELF)?;
+        let kept = self.kept.get(&dir.entry(name)?.absolute());
+        let old = self.changing(dir, name)?;
+        let object = kept.map_or_else(|| old.open(ITSELF).map(|fd| Arc::new(Far(fd))), Ok)?;
         let new = self.changing(new_dir, new_name)?;
         match mode {
             RenameMode::Replace => {}
@@ -555,7 +693,12 @@ impl Layer for RedoxLayer {
             RenameMode::NoReplace => new.check_absent()?,
             RenameMode::Exchange | RenameMode::Whiteout => return Err(Error::new(EINVAL)),
         }
-        calls::rename(&object, &new.absolute())
+        calls::rename(object.call(), &new.absolute())?;
+        // redoxfs would look for it in its old directory.
+        if Arc::ptr_eq(&dir.top, &new_dir.top) && dir.path == new_dir.path {
+            self.kept.set(new.absolute(), object);
+        }
+        Ok(())
     }
 
     fn rename_file(
@@ -567,7 +710,7 @@ impl Layer for RedoxLayer {
     ) -> Result<()> {
         match mode {
             RenameMode::Replace | RenameMode::NoReplace => {
-                calls::rename(file.0.call(), &self.changing(new_dir, new_name)?.absolute())
+                calls::rename(file.far.call(), &self.changing(new_dir, new_name)?.absolute())
             }
             RenameMode::Exchange | RenameMode::Whiteout => self.rename(dir, name, new_dir, new_name, mode),
         }
@@ -575,11 +718,11 @@ impl Layer for RedoxLayer {
 
     /// redoxfs updates the access time when the file is read, at most once an hour.
     fn read_at(&self, file: &File, buf: &mut [u8], offset: u64) -> Result<usize> {
-        calls::read_at(file.0.call(), buf, file_offset(offset)?)
+        calls::read_at(file.far.call(), buf, file_offset(offset)?)
     }
 
     fn write_at(&self, file: &File, buf: &[u8], offset: u64) -> Result<usize> {
-        match calls::write_at(file.0.call(), buf, file_offset(offset)?)? {
+        match calls::write_at(file.far.call(), buf, file_offset(offset)?)? {
             0 if !buf.is_empty() => Err(Error::new(EIO)),
             written => Ok(written),
         }
@@ -587,19 +730,19 @@ impl Layer for RedoxLayer {
 
     fn truncate(&self, file: &File, size: u64) -> Result<()> {
         let size = usize::try_from(file_offset(size)?).map_err(|_| Error::new(EFBIG))?;
-        Ok(libredox::call::ftruncate(file.0.call().raw(), size)?)
+        Ok(libredox::call::ftruncate(file.far.call().raw(), size)?)
     }
 
     fn sync(&self, file: &File) -> Result<()> {
-        Ok(file.0.call().fsync()?)
+        Ok(file.far.call().fsync()?)
     }
 
     fn sync_dir(&self, dir: &Dir) -> Result<()> {
-        on(Object::Dir(dir), sync_dir)
+        self.on(Object::Dir(dir), sync_dir)
     }
 
     fn next_data(&self, file: &File, from: u64) -> Result<Option<Range<u64>>> {
-        let size = file.0.call().stat()?.st_size.cast_unsigned();
+        let size = file.far.call().stat()?.st_size.cast_unsigned();
         Ok((from < size).then_some(from..size))
     }
 
@@ -637,16 +780,6 @@ impl Layer for RedoxLayer {
 /// Opens a directory by its path from the root of the system, for its attributes.
 fn open(path: &str) -> Result<Fd> {
     Ok(Fd::open(path, flag_bits(O_STAT | O_DIRECTORY | O_CLOEXEC), 0)?)
-}
-
-/// Calls `act` with a descriptor of the object itself.
-fn on<T>(object: Object<'_, RedoxLayer>, act: impl FnOnce(&Fd) -> Result<T>) -> Result<T> {
-    match object {
-        Object::File(file) => act(file.0.call()),
-        Object::Dir(dir) if dir.path.is_empty() => act(dir.top.fd.call()),
-        Object::Dir(dir) => act(&dir.top.open_at(&dir.path, ITSELF | O_DIRECTORY)?),
-        Object::Entry(dir, name) => act(&dir.entry(name)?.open(ITSELF)?),
-    }
 }
 
 /// Syncs an open directory to the disk.
@@ -771,5 +904,6 @@ fn stat_of(found: &libredox::data::Stat, dev: u64) -> Result<Stat> {
         mtime: time(found.st_mtime, found.st_mtime_nsec),
         ctime: time(found.st_ctime, found.st_ctime_nsec),
         fixed: Fixed::default(),
+        generation: 0,
     })
 }

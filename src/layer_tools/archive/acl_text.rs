@@ -9,18 +9,50 @@ const VERSION: u32 = 2;
 /// The id of an entry that needs none.
 const NO_ID: u32 = u32::MAX;
 
-/// Parses an ACL, and returns the value of its extended attribute. None if it is damaged, or has a
-/// name without a number: the names of this system are others.
-pub fn parse(text: &str) -> Option<Vec<u8>> {
+/// The kind of an account with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Account {
+    /// A user.
+    User,
+    /// A group.
+    Group,
+}
+
+/// The reason why a text is no ACL.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// It is damaged.
+    Damaged,
+    /// It has this name, and nobody knows the number.
+    Unknown(Account, String),
+}
+
+/// Parses an ACL, and returns the value of its extended attribute. `id` returns the number of a
+/// name that the text has without one.
+///
+/// # Errors
+///
+/// Each variant of [`Wrong`].
+pub fn parse(text: &str, id: &mut dyn FnMut(Account, &str) -> Option<u32>) -> Result<Vec<u8>, Wrong> {
     let lines = text.split([',', '\n']).map(|line| line.split('#').next().unwrap_or_default().trim());
-    let mut entries = lines.filter(|line| !line.is_empty()).map(entry).collect::<Option<Vec<_>>>()?;
+    let lines = lines.filter(|line| !line.is_empty());
+    let mut entries = lines.map(|line| entry(line, id)).collect::<Result<Vec<_>, _>>()?;
     // The kernel wants this order.
     entries.sort_unstable();
     let bytes = |(tag, id, permissions): &(u16, u32, u16)| -> Entry {
         let ([a, b], [c, d], [e, f, g, h]) = (tag.to_le_bytes(), permissions.to_le_bytes(), id.to_le_bytes());
         [a, b, c, d, e, f, g, h]
     };
-    Some(VERSION.to_le_bytes().into_iter().chain(entries.iter().flat_map(bytes)).collect())
+    Ok(VERSION.to_le_bytes().into_iter().chain(entries.iter().flat_map(bytes)).collect())
+}
+
+/// Returns the number of a name in the text of `etc/passwd` or `etc/group`.
+pub fn number_in(file: &[u8], name: &str) -> Option<u32> {
+    file.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let found = fields.next().filter(|found| *found == name.as_bytes())?;
+        fields.nth(1).filter(|_| !found.is_empty()).and_then(|digits| str::from_utf8(digits).ok()?.parse().ok())
+    })
 }
 
 /// Returns the text of the value of an extended attribute with an ACL, with numbers for users and
@@ -45,9 +77,9 @@ pub fn text(value: &[u8]) -> String {
 }
 
 /// Returns tag, id and permissions of `TAG:NAME:PERMISSIONS` or `TAG:NAME:PERMISSIONS:ID`.
-fn entry(line: &str) -> Option<(u16, u32, u16)> {
-    let mut fields = line.split(':').map(str::trim);
-    let (tag, name, permissions, id) = (fields.next()?, fields.next()?, fields.next()?, fields.next());
+fn entry(line: &str, id: &mut dyn FnMut(Account, &str) -> Option<u32>) -> Result<(u16, u32, u16), Wrong> {
+    let fields: Vec<_> = line.split(':').map(str::trim).collect();
+    let [tag, name, permissions, ref rest @ ..] = fields[..] else { return Err(Wrong::Damaged) };
     let tag = match (tag, name.is_empty()) {
         ("user" | "u", true) => USER_OBJ,
         ("user" | "u", false) => USER,
@@ -55,10 +87,15 @@ fn entry(line: &str) -> Option<(u16, u32, u16)> {
         ("group" | "g", false) => GROUP,
         ("mask" | "m", true) => MASK,
         ("other" | "o", true) => OTHER,
-        _ => return None,
+        _ => return Err(Wrong::Damaged),
     };
-    let id = match tag {
-        USER | GROUP => id.unwrap_or(name).parse().ok()?,
+    let account = if tag == USER { Account::User } else { Account::Group };
+    let number = match (tag, rest.first()) {
+        (USER | GROUP, Some(number)) => number.parse().map_err(|_| Wrong::Damaged)?,
+        (USER | GROUP, None) => {
+            let number = name.parse().ok().or_else(|| id(account, name));
+            number.ok_or_else(|| Wrong::Unknown(account, name.to_owned()))?
+        }
         _ => NO_ID,
     };
     let bit = |letter| match letter {
@@ -68,17 +105,21 @@ fn entry(line: &str) -> Option<(u16, u32, u16)> {
         '-' => Some(0),
         _ => None,
     };
-    let permissions = permissions.chars().try_fold(0, |bits, letter| Some(bits | bit(letter)?))?;
-    Some((tag, id, permissions))
+    let permissions = permissions.chars().try_fold(0, |bits, letter| Some(bits | bit(letter)?));
+    Ok((tag, number, permissions.ok_or(Wrong::Damaged)?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn known(account: Account, name: &str) -> Option<u32> {
+        number_in(b"root:x:0:0::/:/bin/sh\n\nlp:x:7:7\nbad\n:x:9", name).filter(|_| account == Account::User)
+    }
+
     #[test]
     fn all_spellings_mean_the_same() {
-        let acl = parse("user::rw-\nuser:7:r--\ngroup::r-x\nmask::rwx\nother::---\n").unwrap();
+        let acl = parse("user::rw-\nuser:7:r--\ngroup::r-x\nmask::rwx\nother::---\n", &mut known).unwrap();
         let hex: String = acl.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
@@ -88,16 +129,25 @@ mod tests {
         for other in [
             "other::---,user::rw-,mask::rwx,group::r-x,user:7:r--",
             "u::rw, u:daemon:r:7, g::rx, m::rwx, o::  # comment",
+            "user::rw-,user:lp:r--,group::r-x,mask::rwx,other::---",
         ] {
-            assert_eq!(parse(other), Some(acl.clone()), "{other}");
+            assert_eq!(parse(other, &mut known), Ok(acl.clone()), "{other}");
         }
         assert_eq!(text(&acl), "user::rw-\nuser:7:r--\ngroup::r-x\nmask::rwx\nother::---\n");
     }
 
     #[test]
-    fn damage_and_names_without_numbers_are_none() {
-        for wrong in ["user", "user:daemon:r--", "user::rz", "mask:7:r", "king::rwx", "group:-1:r"] {
-            assert_eq!(parse(wrong), None, "{wrong}");
+    fn damage_and_unknown_names_are_errors() {
+        for wrong in ["user", "user::rz", "mask:7:r", "king::rwx", "user:lp:r:x", "user:lp:r:-1"] {
+            assert_eq!(parse(wrong, &mut known), Err(Wrong::Damaged), "{wrong}");
+        }
+        for (wrong, account, name) in [
+            ("user:daemon:r--", Account::User, "daemon"),
+            ("group:lp:r", Account::Group, "lp"),
+            ("group:-1:r", Account::Group, "-1"),
+            ("user:bad:r", Account::User, "bad"),
+        ] {
+            assert_eq!(parse(wrong, &mut known), Err(Wrong::Unknown(account, name.to_owned())), "{wrong}");
         }
     }
 }

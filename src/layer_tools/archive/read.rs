@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Seek};
 use std::ops::Range;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -386,6 +386,23 @@ impl<R: BufRead> Reader<R> {
             return Err(self.wrong("the list of its holes does not match its content"));
         }
         Ok(MemberKind::File { size, data })
+    }
+}
+
+impl<R: BufRead + Seek> Reader<R> {
+    /// Leaves the stored content of the current member out. Returns its offset and its length.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Io`]: the source cannot seek so far.
+    pub fn pass_over(&mut self) -> Result<(u64, u64), Error> {
+        let (at, length) = (self.at, self.left);
+        let whole = length + self.padding;
+        let distance = i64::try_from(whole).map_err(|_| self.wrong("its size is too large"))?;
+        self.source.seek_relative(distance)?;
+        (self.left, self.padding) = (0, 0);
+        self.count(whole)?;
+        Ok((at, length))
     }
 }
 

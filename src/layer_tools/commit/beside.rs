@@ -5,14 +5,16 @@
 
 use std::path::Path;
 
-use super::journal::{Journal, Phase};
-use super::start::{free_name, make_whole};
-use super::{Commit, stacked};
+use super::journal::{Journal, Merged, Phase};
+use super::start::{check_names, free_name, make_whole};
+use super::{Commit, check_lowers, stacked};
 use crate::errno;
-use crate::layer::{Layer, Object};
+use crate::layer::{Kind, Layer, Object};
 use crate::layer_tools::apply::Applier;
 use crate::layer_tools::open::{Opener, Part};
-use crate::layer_tools::{Error, Views, Watch};
+use crate::layer_tools::paths::PathList;
+use crate::layer_tools::{Error, Progress, Views, Watch};
+use crate::overlay::on_disk::CompactMap;
 use crate::overlay::{Layers, Overlay, Refused, Settings};
 
 /// Makes the merged copy of the upper layer and lower ones ([`Part::Copy`]), and leaves them as
@@ -21,13 +23,16 @@ use crate::overlay::{Layers, Overlay, Refused, Settings};
 /// # Errors
 ///
 /// - [`Error::Layers`]: a layer cannot be opened, or is in use.
-/// - [`Error::Refused`]: the directory for the copy is not empty.
+/// - [`Error::Refused`]: the directory for the copy is not empty, or the upper layer was on other
+///   lower layers.
 /// - [`Error::At`]: a step failed. A later call begins the copy anew.
 /// - [`Error::Stopped`]: `watch` wants to stop; the same.
 pub fn copy<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
+    check_lowers(opener)?;
     // It keeps mounts out, and completes the files.
-    let upper = stacked(opener, Part::Upper, Settings::default())?;
+    let upper = stacked(opener, Part::Upper, Settings::for_walk())?;
     make_whole(&upper)?;
+    upper.forget_copies();
     let layers = [opener.open(Part::Above)?, opener.open(Part::Copy)?];
     make(opener, layers, Purpose::Stays, watch)
 }
@@ -42,30 +47,44 @@ pub fn flatten<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
     make(opener, layers, Purpose::Stays, watch)
 }
 
-/// Begins a commit by an exchange. Unless `keeps`, the copy has links to files of the lower layer
-/// that is about to go.
+/// Begins a commit by an exchange. The copy has links to files of the upper layer, which is emptied
+/// then. Unless `keeps_old`, it also has links to files of the lower layer that is about to go.
 pub(super) fn begin<'a, O: Opener>(
     opener: &'a O,
-    keeps: bool,
+    keeps_old: bool,
     watch: &'a dyn Watch,
     upper: Overlay<O::Layer>,
 ) -> Result<Commit<'a, O>, Error> {
+    check_names(&upper, &|_| false)?;
     make_whole(&upper)?;
-    make(opener, opener.open_linkable()?, Purpose::Exchange { keeps }, watch)?;
+    opener.around()?.make_copy(keeps_old)?;
+    let root = upper.stat(upper.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
+    let stage = free_name([&upper, &upper]).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
+    upper.forget_copies();
+    make(opener, opener.open_linkable(Part::Copy)?, Purpose::Exchange { keeps_old }, watch)?;
     let copy = opener.open(Part::Copy)?.upper;
     let copy = copy.ok_or_else(|| opener.refused(Part::Copy, Refused::NoLayer))?;
-    let root = upper.stat(upper.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     let journal = Journal {
         phase: Phase::Exchange,
-        stage: free_name([&upper, &upper]).map_err(|error| Error::in_tree("read", Path::new(""), error))?,
+        stage,
         times: (root.atime, root.mtime),
-        copy: Some(number(&copy)?),
+        copy: Some(Merged { number: number(&copy)?, keeps_old }),
         moves: Vec::new(),
-        keeps: Vec::new(),
+        keeps: PathList::default(),
     };
     let commit = Commit { opener, watch, upper, journal, resumes: false, moved: Vec::new() };
     commit.save()?;
     Ok(commit)
+}
+
+/// Whether the merged copy of a commit by an exchange is gone before the exchange. Nothing has
+/// happened to the lower layer then.
+pub(super) fn is_lost<O: Opener>(opener: &O, journal: &Journal) -> Result<bool, Error> {
+    let Some(copy) = journal.copy.filter(|_| journal.phase == Phase::Exchange) else { return Ok(false) };
+    let copy = copy.number;
+    let first = opener.open(Part::Below)?.lowers.into_iter().next();
+    let is_exchanged = first.map(|first| number(&first)).transpose()? == Some(copy);
+    Ok(!is_exchanged && !opener.around()?.has_copy(copy)?)
 }
 
 /// Returns the inode number of the root of a layer.
@@ -79,12 +98,40 @@ impl<O: Opener> Commit<'_, O> {
     pub(super) fn exchange(&mut self) -> Result<(), Error> {
         let lowers = self.opener.open(Part::Below)?.lowers;
         let first = lowers.first().ok_or_else(|| self.opener.refused(Part::Below, Refused::NoLayer))?;
-        if Some(number(first)?) != self.journal.copy {
-            self.opener.exchange()?;
+        if Some(number(first)?) != self.journal.copy.map(|copy| copy.number) {
+            self.opener.around()?.exchange()?;
         }
         self.journal.phase = Phase::Empty;
         self.save()
     }
+}
+
+/// Counts the objects of a tree, and the bytes of its files.
+fn total<L: Layer>(tree: &Overlay<L>, watch: &dyn Watch) -> errno::Result<Progress> {
+    let (mut total, mut linked) = (Progress { objects: 1, bytes: 0 }, CompactMap::default());
+    tree.each_dir(tree.root(), &mut |_, dir| {
+        let mut inside = Vec::new();
+        tree.each_shown(dir, &mut |name, _| {
+            if watch.wants_stop() {
+                return Ok(());
+            }
+            let node = tree.lookup(dir, name)?;
+            total.objects += 1;
+            match node.kind() {
+                Kind::Dir => inside.push(name.clone()),
+                Kind::File => {
+                    let stat = tree.stat(&node)?;
+                    let is_new = stat.nlink < 2 || linked.insert(stat.ino, ()).is_none();
+                    total.bytes += if is_new { stat.size } else { 0 };
+                    tree.release(node);
+                }
+                _ => tree.release(node),
+            }
+            Ok(())
+        })?;
+        Ok(inside)
+    })?;
+    Ok(total)
 }
 
 /// The purpose of a copy.
@@ -93,7 +140,7 @@ enum Purpose {
     /// It is for the user.
     Stays,
     /// It takes the place of the topmost lower layer, which may stay.
-    Exchange { keeps: bool },
+    Exchange { keeps_old: bool },
 }
 
 /// Makes a copy in an empty directory, or in one that has a copy that is not complete.
@@ -104,7 +151,8 @@ fn make<O: Opener>(
     watch: &dyn Watch,
 ) -> Result<(), Error> {
     let failed = |action| move |error: errno::Error| Error::in_tree(action, Path::new(""), error);
-    let settings = Settings { trusted: true, commits: true, reuse_volatile: true, ..Settings::default() };
+    let settings =
+        Settings { trusted: true, commits: true, reuse_volatile: true, whole_copies: true, ..Settings::for_walk() };
     // The layers of another overlay are not usable for links, so this one opens its own.
     let former = Overlay::with_settings(opener.open(Part::Copy)?, settings);
     let former = former.map_err(|cause| opener.refused(Part::Copy, cause))?;
@@ -123,12 +171,16 @@ fn make<O: Opener>(
     let views = Views::of_commit(above, opener.open(Part::Rest)?);
     let views = views.map_err(|cause| opener.refused(Part::Above, cause))?;
     let Some(above) = &views.above else { return Err(opener.refused(Part::Above, Refused::NoLayer)) };
-    let stage = free_name([above, &target]).map_err(failed("read"))?;
-    let mut applier = Applier::new(&target, above, &stage, watch)?;
-    if let Purpose::Exchange { keeps: false } = purpose {
-        // The layer below the upper one.
-        applier = applier.link_from(1);
+    if watch.wants_total() {
+        watch.expect(total(above, watch).map_err(failed("read"))?);
     }
+    let stage = free_name([above, &target]).map_err(failed("read"))?;
+    // The upper layer is emptied after an exchange, and the lower one below it goes.
+    let linkable = match purpose {
+        Purpose::Stays => 0,
+        Purpose::Exchange { keeps_old } => 2 - usize::from(keeps_old),
+    };
+    let mut applier = Applier::new(&target, above, &stage, watch)?.link_from(linkable);
     views.changes_to_apply(watch, &mut |change| applier.apply(&change))?;
     applier.finish()?;
     let root = above.stat(above.root()).map_err(failed("read"))?;

@@ -4,7 +4,6 @@
 //! changes of the directories above it with it. The names of a file with several are chosen all
 //! or not at all.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 
 use crate::layer::{Kind, Layer};
+use crate::layer_tools::paths::PathList;
 use crate::layer_tools::{Error, Views, Watch};
 use crate::options;
 
@@ -62,32 +62,41 @@ impl Filter {
     }
 
     /// Returns the paths of the changes that are not chosen, without those below others.
-    pub(super) fn kept<L: Layer>(&self, views: &Views<L>, watch: &dyn Watch) -> Result<Vec<PathBuf>, Error> {
-        let (mut changes, mut linked) = (Vec::new(), HashMap::<u64, Vec<usize>>::new());
+    pub(super) fn kept<L: Layer>(&self, views: &Views<L>, watch: &dyn Watch) -> Result<PathList, Error> {
+        let (mut paths, mut chosen) = (PathList::default(), Vec::new());
+        // The changes of objects with several names, by the inode number.
+        let mut linked = Vec::new();
         views.changes_to_apply(watch, &mut |change| {
             if let (Some(above), Some(new)) = (&views.above, &change.new)
                 && new.kind() != Kind::Dir
             {
                 let stat = above.stat(new).map_err(|error| Error::in_tree("read", &change.path, error))?;
                 if stat.nlink > 1 {
-                    linked.entry(stat.ino).or_default().push(changes.len());
+                    linked.push((stat.ino, chosen.len()));
                 }
             }
-            let chosen = self.chooses(&change.path);
-            changes.push((change.path, chosen));
+            chosen.push(self.chooses(&change.path));
+            paths.push(&change.path);
             Ok(())
         })?;
-        for names in linked.values() {
-            let all = names.iter().all(|index| changes[*index].1);
-            names.iter().for_each(|index| changes[*index].1 = all);
+        linked.sort_unstable();
+        for names in linked.chunk_by(|one, other| one.0 == other.0) {
+            let all = names.iter().all(|(_, index)| chosen[*index]);
+            names.iter().for_each(|(_, index)| chosen[*index] = all);
         }
-        let chosen = changes.iter().filter(|(_, chosen)| *chosen);
-        let ways: HashSet<_> = chosen.flat_map(|(path, _)| path.ancestors()).map(Path::to_owned).collect();
-        let mut kept: Vec<PathBuf> = Vec::new();
-        for (path, _) in changes {
+        drop(linked);
+        // The changes below a directory come directly behind it.
+        let mut below: Option<PathBuf> = None;
+        for at in (0..chosen.len()).rev() {
+            let path = paths.get(at);
+            chosen[at] |= below.as_ref().is_some_and(|below| below.starts_with(&path));
+            below = if chosen[at] { Some(path) } else { below };
+        }
+        let mut kept = PathList::default();
+        for (path, _) in paths.iter().zip(&chosen).filter(|(_, chosen)| !**chosen) {
             let is_top = path.as_os_str().is_empty();
-            if !is_top && !ways.contains(&path) && !kept.last().is_some_and(|last| path.starts_with(last)) {
-                kept.push(path);
+            if !is_top && (kept.is_empty() || !path.starts_with(kept.last())) {
+                kept.push(&path);
             }
         }
         Ok(kept)
@@ -99,18 +108,4 @@ fn parse(glob: &OsStr) -> Result<GlobMatcher, options::Error> {
     let text = glob.to_str().ok_or_else(|| wrong(&"it is not UTF-8"))?;
     let built = GlobBuilder::new(text).literal_separator(true).build();
     built.map(|glob| glob.compile_matcher()).map_err(|error| wrong(error.kind()))
-}
-
-/// The changes that are not chosen.
-pub struct Kept<'k>(HashSet<&'k Path>);
-
-impl<'k> Kept<'k> {
-    pub fn new(paths: &'k [PathBuf]) -> Self {
-        Kept(paths.iter().map(PathBuf::as_path).collect())
-    }
-
-    /// Whether a path is one of them, or below one.
-    pub fn has(&self, path: &Path) -> bool {
-        path.ancestors().any(|path| self.0.contains(path))
-    }
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::layer::Time;
+use crate::layer_tools::paths::PathList;
 use crate::overlay::on_disk::{end_line, escape, unescape};
 
 const TITLE: &str = "overlayfs commit 1";
@@ -50,6 +51,20 @@ pub struct Move {
     pub times: (Time, Time),
 }
 
+/// A merged copy of a commit by an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merged {
+    /// Its inode number.
+    pub number: u64,
+    /// Whether the former lower layer stays.
+    pub keeps_old: bool,
+}
+
+impl Merged {
+    /// The word behind the number.
+    const KEEPS_OLD: &str = "keep-old";
+}
+
 /// The content of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journal {
@@ -58,32 +73,47 @@ pub struct Journal {
     pub stage: OsString,
     /// The times of access and of change of the root of the merged tree.
     pub times: (Time, Time),
-    /// The inode number of the merged copy that takes the place of the lower layer.
-    pub copy: Option<u64>,
+    /// The merged copy that takes the place of the lower layer, in a commit by an exchange.
+    pub copy: Option<Merged>,
     /// The renamed directories that move. One inside another's old place comes first. Its index is
     /// its name in the stage.
     pub moves: Vec<Move>,
     /// The paths of the changes that stay in the upper layer, with everything below.
-    pub keeps: Vec<PathBuf>,
+    pub keeps: PathList,
 }
 
 impl Journal {
+    /// Whether the former lower layer stays after an exchange.
+    pub fn keeps_old(&self) -> bool {
+        self.copy.is_some_and(|copy| copy.keeps_old)
+    }
+
     /// Returns the bytes of the file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
         let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
         body += &format!("times {}\n", times_text(self.times));
-        if let Some(copy) = self.copy {
-            body += &format!("copy {copy}\n");
+        if let Some(Merged { number, keeps_old }) = self.copy {
+            let word = if keeps_old { format!(" {}", Merged::KEEPS_OLD) } else { String::new() };
+            body += &format!("copy {number}{word}\n");
         }
         for Move { from, to, times } in &self.moves {
             body += &format!("move {}\nhad {}\nto {}\n", escape(from), times_text(*times), escape(to));
         }
-        for path in &self.keeps {
-            body += &format!("keep {}\n", escape(path));
+        for path in self.keeps.iter() {
+            body += &format!("keep {}\n", escape(&path));
         }
         body += &format!("{}\n", end_line(body.as_bytes()));
         body.into_bytes()
+    }
+
+    /// Reads the phase from the start of a file. Returns None if that is damaged, or of another
+    /// version.
+    pub fn phase_of(start: &[u8]) -> Option<Phase> {
+        let mut lines = start.split(|byte| *byte == b'\n');
+        let (title, phase) = (lines.next()?, lines.next()?.strip_prefix(b"phase ")?);
+        let found = Phase::ALL.iter().find(|(_, word)| phase == word.as_bytes());
+        found.filter(|_| title == TITLE.as_bytes()).map(|(phase, _)| *phase)
     }
 
     /// Reads the bytes of a file. Returns None if they are damaged, or of another version.
@@ -100,7 +130,7 @@ impl Journal {
             times: Default::default(),
             copy: None,
             moves: Vec::new(),
-            keeps: Vec::new(),
+            keeps: PathList::default(),
         };
         let (mut from, mut had) = (None, None);
         for line in lines {
@@ -110,16 +140,24 @@ impl Journal {
                 "phase" => journal.phase = Phase::ALL.iter().find(|(_, word)| *word == rest)?.0,
                 "stage" => journal.stage = path.into_os_string(),
                 "times" => journal.times = parse_times(rest)?,
-                "copy" => journal.copy = Some(rest.parse().ok()?),
+                "copy" => journal.copy = Some(parse_copy(rest)?),
                 "move" => from = Some(path),
                 "had" => had = Some(parse_times(rest)?),
                 "to" => journal.moves.push(Move { from: from.take()?, to: path, times: had.take()? }),
-                "keep" => journal.keeps.push(path),
+                "keep" => journal.keeps.push(&path),
                 _ => return None,
             }
         }
         Some(journal)
     }
+}
+
+fn parse_copy(text: &str) -> Option<Merged> {
+    let (number, keeps_old) = match text.split_once(' ') {
+        Some((number, word)) => (number, (word == Merged::KEEPS_OLD).then_some(true)?),
+        None => (text, false),
+    };
+    Some(Merged { number: number.parse().ok()?, keeps_old })
 }
 
 fn times_text((atime, mtime): (Time, Time)) -> String {
@@ -142,21 +180,24 @@ mod tests {
     #[test]
     fn a_journal_is_read_as_it_is_written() {
         let odd = PathBuf::from(OsStr::from_bytes(b"a b/new\nline\xff"));
-        let odd_too = odd.join("kept");
+        let mut keeps = PathList::default();
+        keeps.push(&odd.join("kept"));
+        keeps.push(Path::new("kept"));
         let journal = Journal {
             phase: Phase::Put,
             stage: ".stage".into(),
             times: (Time { sec: -1, nsec: 999_999_999 }, Time { sec: 1 << 40, nsec: 0 }),
-            copy: Some(7),
+            copy: Some(Merged { number: 7, keeps_old: true }),
             moves: vec![
                 Move { from: odd.clone(), to: "x".into(), times: Default::default() },
                 Move { from: "y".into(), to: odd, times: Default::default() },
             ],
-            keeps: vec!["kept".into(), odd_too],
+            keeps,
         };
         let phases = [Phase::Take, Phase::Put, Phase::Apply, Phase::Exchange, Phase::Empty, Phase::Discard];
-        for phase in phases {
-            let journal = Journal { phase, ..journal.clone() };
+        for (index, phase) in phases.into_iter().enumerate() {
+            let copy = Merged { number: 7, keeps_old: index % 2 == 0 };
+            let journal = Journal { phase, copy: (index > 1).then_some(copy), ..journal.clone() };
             assert_eq!(Journal::from_bytes(&journal.to_bytes()), Some(journal));
         }
         let bytes = journal.to_bytes();

@@ -24,11 +24,14 @@ use super::apply::{Applier, set_attributes};
 use super::listing::print_line;
 use super::open::{Opener, Part, Paths};
 use super::options::{Word, Words, check_upper};
-use super::{Error, Outcome, Renames, Tool, Views, Watch};
+use super::paths::PathList;
+use super::{Error, Outcome, Progress, Renames, Tool, Views, Watch};
+use crate::fsck::Checker;
 use crate::layer::Layer;
 use crate::options;
 use crate::options::Options;
-use crate::overlay::{Node, Overlay, Refused, Settings};
+use crate::overlay::on_disk::{Counts, stack_of, survey};
+use crate::overlay::{Layers, Node, Overlay, Refused, Settings};
 
 pub mod beside;
 mod filter;
@@ -37,7 +40,6 @@ mod moves;
 mod start;
 
 pub use filter::Filter;
-use filter::Kept;
 use journal::{Journal, Phase};
 
 /// The subcommand `commit`.
@@ -97,24 +99,29 @@ pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
 
 impl Tool for Tooled {
     fn run(&self, out: &mut dyn Write, watch: &dyn Watch) -> Result<Outcome, Error> {
-        let paths = Paths::new(&self.layers)?;
+        let paths = if self.dry_run { Paths::new(&self.layers)? } else { Paths::for_commit(&self.layers)? };
         match &self.into {
             _ if self.dry_run && self.choice.filter.is_empty() => {
+                check_lowers(&paths)?;
                 Views::open(&self.layers, None)?
                     .changes(Renames::Found, watch, &mut |change| print_line(out, &change))?
             }
             _ if self.dry_run => {
+                check_lowers(&paths)?;
                 let views = Views::open(&self.layers, None)?;
                 let keeps = self.choice.filter.kept(&views, watch)?;
-                let kept = Kept::new(&keeps);
-                views.changes(Renames::Resolved, watch, &mut |change| match kept.has(&change.path) {
+                views.changes(Renames::Resolved, watch, &mut |change| match keeps.covers(&change.path) {
                     true => Ok(()),
                     false => print_line(out, &change),
                 })?;
             }
             Some(into) => beside::copy(&paths.with_copy(into, 1)?, watch)?,
-            None if self.choice.atomic => commit(&paths.to_exchange(self.choice.keep_old)?, &self.choice, watch)?,
-            None => commit(&paths, &self.choice, watch)?,
+            None => {
+                if self.choice.atomic {
+                    paths.check_exchange()?;
+                }
+                commit(&paths, &self.choice, watch)?;
+            }
         }
         Ok(Outcome::Done)
     }
@@ -126,11 +133,13 @@ impl Tool for Tooled {
 /// # Errors
 ///
 /// - [`Error::Layers`]: a layer cannot be opened, or is in use.
-/// - [`Error::Refused`]: the upper layer is damaged, or there is no commit to go on with.
+/// - [`Error::Refused`]: the upper layer is damaged or was on other lower layers, there is no
+///   commit to go on with, or that one does not keep the former layer as `choice` wants.
 /// - [`Error::At`]: a step failed. A later call goes on.
 /// - [`Error::Stopped`]: `watch` wants to stop. A later call goes on.
 pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Result<(), Error> {
-    let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
+    check_lowers(opener)?;
+    let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::for_walk() })?;
     let mut commit = match find_journal(&upper)? {
         Begun::No if choice.resume => {
             return Err(Error::Refused("no commit of the upper layer was interrupted".to_owned()));
@@ -138,6 +147,16 @@ pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Resu
         Begun::No if choice.atomic => beside::begin(opener, choice.keep_old, watch, upper)?,
         Begun::No => start::begin(opener, &choice.filter, watch, upper)?,
         Begun::Ended => return end(&upper),
+        Begun::Yes(journal) if choice.keep_old && !journal.keeps_old() => {
+            return Err(Error::Refused(
+                "a commit that does not keep the former lower layer was interrupted, so --keep-old comes too late; end \
+                 it with commit --resume"
+                    .to_owned(),
+            ));
+        }
+        Begun::Yes(journal) if beside::is_lost(opener, &journal)? => {
+            beside::begin(opener, journal.keeps_old(), watch, upper)?
+        }
         Begun::Yes(journal) => Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() },
     };
     loop {
@@ -152,6 +171,26 @@ pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Resu
     }
 }
 
+/// Checks that the upper layer was mounted last on these lower layers, since its deletions and
+/// renames mean nothing on others. A commit that has begun has changed them itself.
+///
+/// # Errors
+///
+/// - [`Error::Refused`]: it was on others.
+/// - [`Error::Layers`]: a layer cannot be read.
+pub fn check_lowers<O: Opener>(opener: &O) -> Result<(), Error> {
+    let checker = match Checker::new(opener.open(Part::Above)?) {
+        Err(Refused::Commit(_)) => return Ok(()),
+        checker => checker.map_err(|cause| opener.refused(Part::Above, cause))?,
+    };
+    checker.other_layers().map_or(Ok(()), |difference| {
+        Err(Error::Refused(format!(
+            "the upper layer was mounted last on other lower layers: {difference}; mount it once on these if they are \
+             the right ones"
+        )))
+    })
+}
+
 /// Throws away all changes of the upper layer. From the journal on, in one step, they are gone, and
 /// the merged tree is that of the lower layers. An interrupted commit must go on first.
 ///
@@ -161,7 +200,7 @@ pub fn commit<O: Opener>(opener: &O, choice: &Choice, watch: &dyn Watch) -> Resu
 /// - [`Error::Refused`]: a commit of the upper layer was interrupted.
 /// - [`Error::At`]: a step failed. A later call goes on.
 pub fn discard<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
-    let upper = stacked(opener, Part::Upper, Settings { commits: true, reuse_volatile: true, ..Settings::default() })?;
+    let upper = stacked(opener, Part::Upper, Settings { commits: true, reuse_volatile: true, ..Settings::for_walk() })?;
     let journal = match find_journal(&upper)? {
         Begun::Ended => return end(&upper),
         Begun::Yes(journal) if journal.phase == Phase::Discard => journal,
@@ -173,7 +212,7 @@ pub fn discard<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
             ));
         }
         Begun::No => {
-            let below = stacked(opener, Part::Below, Settings::default())?;
+            let below = stacked(opener, Part::Below, Settings::for_walk())?;
             let root = below.stat(below.root()).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
             let times = (root.atime, root.mtime);
             Journal {
@@ -182,13 +221,36 @@ pub fn discard<O: Opener>(opener: &O, watch: &dyn Watch) -> Result<(), Error> {
                 times,
                 copy: None,
                 moves: Vec::new(),
-                keeps: Vec::new(),
+                keeps: PathList::default(),
             }
         }
     };
     let commit = Commit { opener, watch, upper, journal, resumes: true, moved: Vec::new() };
     commit.save()?;
     commit.discard()
+}
+
+/// Work that has begun and not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unfinished {
+    /// A commit of the layer.
+    Commit,
+    /// A discard of the layer.
+    Discard,
+    /// A commit of another layer into this one, or one that lacks only its last step.
+    Into,
+}
+
+impl Unfinished {
+    /// Returns what a layer with the mark of a commit is in. `journal` is the start of its journal,
+    /// empty if there is none.
+    pub(super) fn of(journal: &[u8]) -> Self {
+        match Journal::phase_of(journal) {
+            _ if journal.is_empty() => Unfinished::Into,
+            Some(Phase::Discard) => Unfinished::Discard,
+            _ => Unfinished::Commit,
+        }
+    }
 }
 
 /// Whether an earlier call began a commit.
@@ -223,8 +285,18 @@ fn end<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
 
 /// Opens a stack of layers as an overlay.
 fn stacked<O: Opener>(opener: &O, part: Part, settings: Settings) -> Result<Overlay<O::Layer>, Error> {
+    stack(opener, part, opener.open(part)?, settings)
+}
+
+/// Makes an overlay of the layers of a part.
+fn stack<O: Opener>(
+    opener: &O,
+    part: Part,
+    layers: Layers<O::Layer>,
+    settings: Settings,
+) -> Result<Overlay<O::Layer>, Error> {
     let settings = Settings { trusted: true, ..settings };
-    Overlay::with_settings(opener.open(part)?, settings).map_err(|cause| opener.refused(part, cause))
+    Overlay::with_settings(layers, settings).map_err(|cause| opener.refused(part, cause))
 }
 
 /// A commit that has begun.
@@ -258,21 +330,39 @@ impl<O: Opener> Commit<'_, O> {
 
     /// Opens the target, and marks it.
     fn target(&self, volatile: bool) -> Result<Overlay<O::Layer>, Error> {
-        let settings = Settings { commits: true, volatile, reuse_volatile: self.resumes, ..Settings::default() };
-        let target = stacked(self.opener, Part::Target, settings)?;
+        self.target_of(self.opener.open(Part::Target)?, volatile)
+    }
+
+    /// Makes the target of these layers, and marks it.
+    fn target_of(&self, layers: Layers<O::Layer>, volatile: bool) -> Result<Overlay<O::Layer>, Error> {
+        let settings = Settings { commits: true, volatile, reuse_volatile: self.resumes, ..Settings::for_walk() };
+        // A copy in part would need its work directory.
+        let settings = Settings { whole_copies: true, ..settings };
+        let target = stack(self.opener, Part::Target, layers, settings)?;
         target.begin_commit(None).map_err(|error| Error::in_tree("mark", Path::new(""), error))?;
         Ok(target)
     }
 
     /// Makes all other changes.
     fn apply(&mut self) -> Result<(), Error> {
-        let target = &self.target(true)?;
-        let views = Views::of_commit(self.opener.open(Part::Above)?, self.opener.open(Part::Below)?);
+        self.upper.forget_copies();
+        let [above, target] = self.opener.open_linkable(Part::Target)?;
+        let target = &self.target_of(target, true)?;
+        let views = Views::of_commit(above, self.opener.open(Part::Below)?);
         let views = views.map_err(|cause| self.opener.refused(Part::Above, cause))?;
         let Some(above) = &views.above else { return Err(self.opener.refused(Part::Above, Refused::NoLayer)) };
-        let mut applier = Applier::new(target, above, &self.journal.stage, self.watch)?;
-        let kept = Kept::new(&self.journal.keeps);
-        views.changes_to_apply(self.watch, &mut |change| match kept.has(&change.path) {
+        // An opaque directory that stays whole keeps its files, which the next mount may write to.
+        let linkable = usize::from(self.journal.keeps.is_empty());
+        if self.watch.wants_total() {
+            let counted = survey(stack_of(&self.upper), None);
+            let Counts { directories, files, symlinks, others, deletions, bytes, .. } =
+                counted.map_err(|error| Error::in_tree("read", Path::new(""), error))?.counts;
+            // The root counts too.
+            let objects = 1 + directories + files + symlinks + others + deletions;
+            self.watch.expect(Progress { objects, bytes });
+        }
+        let mut applier = Applier::new(target, above, &self.journal.stage, self.watch)?.link_from(linkable);
+        views.changes_to_apply(self.watch, &mut |change| match self.journal.keeps.covers(&change.path) {
             true => Ok(()),
             false => applier.apply(&change),
         })?;
@@ -291,17 +381,17 @@ impl<O: Opener> Commit<'_, O> {
         let Commit { opener, watch, upper, journal, resumes, moved } = self;
         // It has read lower directories as they were before.
         drop((upper, moved));
-        let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::default() })?;
-        let below = stacked(opener, Part::Below, Settings { commits: true, ..Settings::default() })?;
-        let kept = Kept::new(&journal.keeps);
-        let thinned = upper.thin_out(&below, journal.times, &|path| kept.has(path)).and_then(|()| upper.sync_upper());
+        let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::for_walk() })?;
+        let below = stacked(opener, Part::Below, Settings { commits: true, ..Settings::for_walk() })?;
+        let thinned = upper.thin_out(&below, journal.times, &|path| journal.keeps.covers(path));
+        let thinned = thinned.and_then(|()| upper.sync_upper());
         thinned.map_err(|error| Error::in_tree("remove the committed changes from", Path::new(""), error))?;
         Ok(Commit { opener, watch, upper, journal, resumes, moved: Vec::new() })
     }
 
     /// Ends a discard. The root gets the attributes that it has in the lower layers.
     fn discard(self) -> Result<(), Error> {
-        let below = stacked(self.opener, Part::Below, Settings { commits: true, ..Settings::default() })?;
+        let below = stacked(self.opener, Part::Below, Settings { commits: true, ..Settings::for_walk() })?;
         set_attributes((&below, below.root()), (&self.upper, self.upper.root()))
             .map_err(|error| Error::in_tree("set the attributes of", Path::new(""), error))?;
         self.empty_upper()?;
@@ -315,9 +405,12 @@ impl<O: Opener> Commit<'_, O> {
         } else {
             self = self.thin_out()?;
         }
-        let left = self.target(false)?.leave_no_work(self.journal.times);
-        left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
-        self.opener.ended()?;
+        // A merged copy has none any more.
+        if self.journal.copy.is_none() {
+            let left = self.target(false)?.leave_no_work(self.journal.times);
+            left.map_err(|error| Error::in_tree("remove the work directory of", Path::new(""), error))?;
+        }
+        self.opener.around()?.clean(self.journal.keeps_old())?;
         end(&self.upper)
     }
 }

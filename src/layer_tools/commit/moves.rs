@@ -15,7 +15,7 @@ use crate::layer::{Kind, Layer, Owner, RenameMode};
 use crate::layer_tools::Error;
 use crate::layer_tools::apply::{make_stage, remove};
 use crate::layer_tools::open::Opener;
-use crate::layer_tools::tree::{self, find};
+use crate::layer_tools::tree;
 use crate::overlay::{Node, Overlay};
 
 impl<O: Opener> Commit<'_, O> {
@@ -53,13 +53,13 @@ impl<O: Opener> Commit<'_, O> {
         self.find_moved()?;
         let target = &self.target(false)?;
         let stage_path = PathBuf::from(&self.journal.stage);
-        let stage = match find(target, target.root(), &self.journal.stage) {
+        let stage = match target.seek(target.root(), &self.journal.stage) {
             Ok(None) => make_stage(target, &self.journal.stage),
             found => found.and_then(|found| found.ok_or(errno::Error::new(ENOENT))),
         };
         let stage = stage.map_err(|error| Error::in_tree("create", &stage_path, error))?;
         self.each_move(0..self.journal.moves.len(), "move", |name, one, node| {
-            if find(target, &stage, name)?.is_none() {
+            if target.seek(&stage, name)?.is_none() {
                 let (parent, old) = split(&one.from)?;
                 let parent = tree::at(target, parent)?;
                 target.rename(&parent, old, &stage, name, RenameMode::NoReplace)?;
@@ -75,11 +75,11 @@ impl<O: Opener> Commit<'_, O> {
         let target = &self.target(false)?;
         let mut order: Vec<_> = (0..self.journal.moves.len()).collect();
         order.sort_by_key(|index| self.journal.moves[*index].to.iter().count());
-        let stage = find(target, target.root(), &self.journal.stage);
+        let stage = target.seek(target.root(), &self.journal.stage);
         let stage = stage.map_err(|error| Error::in_tree("read", Path::new(&self.journal.stage), error))?;
         self.each_move(order.into_iter(), "move to its new place", |name, one, node| {
             if let Some(stage) = &stage
-                && find(target, stage, name)?.is_some()
+                && target.seek(stage, name)?.is_some()
             {
                 let (parent, new) = split(&one.to)?;
                 let parent = make_way(target, parent)?;
@@ -104,7 +104,7 @@ fn split(path: &Path) -> errno::Result<(&Path, &OsStr)> {
 fn make_way<L: Layer>(target: &Overlay<L>, path: &Path) -> errno::Result<Arc<Node<L>>> {
     let mut dir = target.root().clone();
     for name in path {
-        dir = match find(target, &dir, name)? {
+        dir = match target.seek(&dir, name)? {
             Some(there) if there.kind() == Kind::Dir => there,
             there => {
                 if there.is_some() {

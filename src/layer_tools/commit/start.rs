@@ -8,9 +8,11 @@ use super::journal::{Journal, Move, Phase};
 use super::{Commit, stacked};
 use crate::errno::{self, ENOENT, ENOTDIR};
 use crate::layer::{Kind, Layer};
+use crate::layer_tools::apply::unsayable;
 use crate::layer_tools::convert::settle;
 use crate::layer_tools::open::{Opener, Part};
-use crate::layer_tools::tree::{self, find};
+use crate::layer_tools::paths::PathList;
+use crate::layer_tools::tree;
 use crate::layer_tools::{Error, Views, Watch, escaped};
 use crate::overlay::{Overlay, Redirected, Settings};
 
@@ -26,12 +28,13 @@ pub(super) fn begin<'a, O: Opener>(
 ) -> Result<Commit<'a, O>, Error> {
     let keeps = if filter.is_empty() {
         make_whole(&upper)?;
-        Vec::new()
+        PathList::default()
     } else {
         settle(&upper, true, watch)?;
         let views = Views::of_commit(opener.open(Part::Above)?, opener.open(Part::Below)?);
         filter.kept(&views.map_err(|cause| opener.refused(Part::Above, cause))?, watch)?
     };
+    check_names(&upper, &|path| keeps.covers(path))?;
     let redirects = upper.redirects().map_err(|error| Error::in_tree("read", Path::new(""), error))?;
     check_redirects(&upper, &redirects)?;
     let of = |Redirected { at, to, .. }: Redirected| {
@@ -41,7 +44,7 @@ pub(super) fn begin<'a, O: Opener>(
     };
     let mut moves = redirects.into_iter().map(of).collect::<Result<Vec<_>, Error>>()?;
     moves.sort_by_key(|one| std::cmp::Reverse(one.from.iter().count()));
-    let target = stacked(opener, Part::Target, Settings { commits: true, ..Settings::default() })?;
+    let target = stacked(opener, Part::Target, Settings { commits: true, ..Settings::for_walk() })?;
     for Move { from, to, .. } in &moves {
         let movable = tree::at(&target, from).and_then(|node| target.can_move(&node));
         if !movable.map_err(|error| Error::in_tree("find", from, error))? {
@@ -68,6 +71,13 @@ pub(super) fn begin<'a, O: Opener>(
     Ok(commit)
 }
 
+/// Checks that the lower layer can have all names of an upper layer, but those that `skips` returns
+/// true for.
+pub(super) fn check_names<L: Layer>(upper: &Overlay<L>, skips: &dyn Fn(&Path) -> bool) -> Result<(), Error> {
+    let found = upper.mark_like(skips).map_err(|error| Error::in_tree("read", Path::new(""), error))?;
+    found.map_or(Ok(()), |path| Err(unsayable(&path)))
+}
+
 /// Makes an upper layer whole, on the disk.
 pub(super) fn make_whole<L: Layer>(upper: &Overlay<L>) -> Result<(), Error> {
     let whole = upper.make_whole().and_then(|()| upper.sync_upper());
@@ -81,7 +91,7 @@ pub(super) fn free_name<L: Layer>(trees: [&Overlay<L>; 2]) -> errno::Result<OsSt
         let name: OsString = if number == 0 { STAGE.into() } else { format!("{STAGE}-{number}").into() };
         let mut found = false;
         for tree in trees {
-            found |= find(tree, tree.root(), &name)?.is_some();
+            found |= tree.seek(tree.root(), &name)?.is_some();
         }
         if !found {
             return Ok(name);

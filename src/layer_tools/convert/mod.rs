@@ -19,11 +19,13 @@ use crate::errno::{self, EBUSY, EINTR, EINVAL, ENOENT, EXDEV};
 use crate::format::attribute::names;
 use crate::format::{self, Format, Wanted, kernel};
 use crate::fsck::Checker;
-use crate::layer::{Kind, Layer, Object, OsLayer, RenameMode, entries};
+use crate::layer::{Kind, Layer, Object, OsLayer, RenameMode};
 use crate::mount::{self, open_layers};
 use crate::options::{self, Options};
-use crate::overlay::on_disk::{Features, LayerDir, Record, Stack, hold, try_kernel_marks};
-use crate::overlay::{Layers, Overlay, Refused, Settings};
+use crate::overlay::on_disk::{
+    Features, LayerDir, Record, Stack, hold, hold_on_all_hosts, remove_tree, try_kernel_marks,
+};
+use crate::overlay::{Feature, Layers, Overlay, Refused, Settings};
 use relink::Relink;
 
 /// The name of the layer under construction in the work directory, and of the old one later. A
@@ -77,7 +79,7 @@ impl Tool for Convert {
         check(&checker, &upper)?;
         drop(checker);
         let Options { trusted, format, .. } = present;
-        let settings = Settings { trusted, format, ..Settings::default() };
+        let settings = Settings { trusted, format, ..Settings::for_walk() };
         let overlay = Overlay::with_settings(open_layers(&present, true)?, settings).map_err(refused)?;
         settle(&overlay, self.deref, watch)?;
         drop(overlay);
@@ -182,12 +184,16 @@ pub fn convert<L: Layer>(site: Site<L>, to: Wanted, trusted: bool, watch: &dyn W
     let shown = upper.path().unwrap_or(Path::new("")).to_owned();
     let failed = |error| Error::at("convert", &shown, error);
     let refused = |cause| mount::Error::Refused { upper: shown.clone(), work: work.path().map(Path::to_owned), cause };
-    for layer in [&upper, &work] {
-        if !hold(layer).map_err(failed)? {
+    let work_root = work.root().map_err(failed)?;
+    for is_taken in [hold(&upper), hold(&work), hold_on_all_hosts(&work, &work_root)] {
+        if !is_taken.map_err(failed)? {
             return Err(refused(Refused::Held(None)).into());
         }
     }
-    let work_root = work.root().map_err(failed)?;
+    let record = Record::read(&work, &work_root).map_err(failed)?;
+    if record.is_some_and(|record| record.features.has(Feature::Snapshots)) {
+        return Err(refused(Refused::Snapshots).into());
+    }
     let stack = Stack::new(vec![place], true).map_err(failed)?;
     let root = stack.upper_root().cloned().ok_or_else(|| refused(Refused::NoLayer))?;
     let (old, work) = (stack.child(&root, &name), stack.anchored(0, work_root));
@@ -262,31 +268,10 @@ fn note_features<L: Layer>(stack: &Stack<L>, work: &LayerDir<L>, features: Featu
     }
 }
 
-/// Removes what a conversion left in the work directory, if there is anything. It works without
-/// recursion, since a tree may be deep.
+/// Removes what a conversion left in the work directory, if there is anything.
 fn remove_built<L: Layer>(stack: &Stack<L>, dir: &Arc<LayerDir<L>>) -> errno::Result<()> {
-    let name = OsStr::new(BUILT);
-    match stack.stat(dir, name) {
-        Err(error) if error.errno == ENOENT => return Ok(()),
-        found => drop(found?),
+    match remove_tree(stack, dir, OsStr::new(BUILT), Kind::Dir) {
+        Err(error) if error.errno == ENOENT => Ok(()),
+        removed => removed,
     }
-    let layer = stack.layer(dir);
-    let mut left = vec![(dir.clone(), name.to_owned(), stack.child(dir, name))];
-    while let Some((above, name, dir)) = left.last().cloned() {
-        let (open, count) = (stack.open(&dir)?, left.len());
-        for (name, kind) in entries(layer, &open)? {
-            match kind {
-                Kind::Dir => {
-                    let child = stack.child(&dir, &name);
-                    left.push((dir.clone(), name, child));
-                }
-                _ => layer.unlink(&open, &name)?,
-            }
-        }
-        if left.len() == count {
-            layer.remove_dir(&*stack.open(&above)?, &name)?;
-            left.pop();
-        }
-    }
-    Ok(())
 }

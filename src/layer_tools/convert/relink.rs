@@ -11,7 +11,7 @@ use std::vec;
 
 use crate::errno::{self, ENOENT};
 use crate::format::attribute::{names, shown};
-use crate::format::listing::{self, LayerListing, Reading};
+use crate::format::listing::{self, Extent, LayerListing, NAMES_AT_ONCE, Reading};
 use crate::format::{self, DirMark, Format, Redirect, WhiteoutMark, kernel};
 use crate::layer::{Kind, Layer, Object, Owner, Stat, XattrMode, write_all};
 use crate::layer_tools::{Error, Progress, Watch, escaped};
@@ -45,8 +45,10 @@ struct Frame<L: Layer> {
     merges: Option<PathBuf>,
     /// Names with a whiteout beside the object.
     beside: HashSet<OsString>,
-    /// The objects that are left.
-    rest: vec::IntoIter<(OsString, Kind)>,
+    /// The objects of this run of the names that are left.
+    rest: vec::IntoIter<(OsString, Kind, u64)>,
+    /// The name at which the next run begins, if there may be more.
+    next: Option<OsString>,
 }
 
 impl<L: Layer> Relink<'_, L> {
@@ -71,14 +73,18 @@ impl<L: Layer> Relink<'_, L> {
             }
             self.watch.advance(Progress { objects: 1, bytes: 0 });
             match frame.rest.next() {
-                Some((name, Kind::Dir)) => {
+                Some((name, Kind::Dir, _)) => {
                     let merges = frame.merges.as_ref().filter(|_| !frame.beside.contains(&name));
                     let merges = merges.map(|path| path.join(&name));
                     let child = self.stack.child(&frame.from, &name);
                     let next = begin(frame.path.join(&name), child, &frame.to, &name, merges, &mut features)?;
                     frames.push(next);
                 }
-                Some((name, kind)) => self.link(frame, &name, kind)?,
+                Some((name, kind, _)) => self.link(frame, &name, kind)?,
+                None if let Some(from) = frame.next.take() => {
+                    let listing = self.read(&frame.path, &frame.from, &from, has_devices)?;
+                    self.go_on(frame, listing)?;
+                }
                 None => {
                     self.finish(frame).map_err(|error| failed(&frame.path, error))?;
                     frames.pop();
@@ -110,14 +116,12 @@ impl<L: Layer> Relink<'_, L> {
         features: &mut Features,
     ) -> Result<Frame<L>, Error> {
         let layer = self.stack.layer(place);
-        let read = || {
+        let make = || {
             layer.create_dir(&*self.stack.open(place)?, name, PRIVATE, layer.identity())?;
-            let open = self.stack.open(&from)?;
-            let listing = listing::read(layer, &*open, Reading::upper(self.from), || Ok(has_devices))?;
-            Ok((listing, layer.stat(Object::Dir(&*open))?))
+            layer.stat(Object::Dir(&*self.stack.open(&from)?))
         };
-        let (listing, stat) = read().map_err(|error| failed(path, error))?;
-        self.check_names(path, &listing)?;
+        let stat = make().map_err(|error| failed(path, error))?;
+        let listing = self.read(path, &from, OsStr::new(""), has_devices)?;
         let to = self.stack.child(place, name);
         let (merges, mark) = self.merging(path, &listing, &stat, merges)?;
         if matches!((&mark, &merges), (Some(DirMark::File { .. }), Some(_))) {
@@ -128,24 +132,43 @@ impl<L: Layer> Relink<'_, L> {
         if matches!(fixed_mark, Some(DirMark::File { .. })) {
             *features = features.with(Feature::FixedMarks);
         }
-        let mut beside = HashSet::new();
-        let make = |beside: &mut HashSet<OsString>| {
-            let open = self.stack.open(&to)?;
-            for mark in [mark, fixed_mark].into_iter().flatten() {
-                put_mark(layer, &open, mark)?;
+        let put = |mark| put_mark(layer, &*self.stack.open(&to)?, mark);
+        [mark, fixed_mark].into_iter().flatten().try_for_each(put).map_err(|error| failed(path, error))?;
+        let (beside, rest) = (HashSet::new(), Vec::new().into_iter());
+        let mut frame = Frame { path: path.to_owned(), from, to, merges, beside, rest, next: None };
+        self.go_on(&mut frame, listing)?;
+        Ok(frame)
+    }
+
+    /// Reads the names of a directory from `first` on: all, or a run. They are sorted.
+    fn read(&self, path: &Path, dir: &LayerDir<L>, first: &OsStr, has_devices: bool) -> Result<LayerListing, Error> {
+        let extent = Extent { from: first, most: NAMES_AT_ONCE };
+        let read = self.stack.open(dir).and_then(|open| {
+            listing::read(self.stack.layer(dir), &*open, Reading::upper(self.from), extent, || Ok(has_devices))
+        });
+        let mut listing = read.map_err(|error| failed(path, error))?;
+        self.check_names(path, &listing)?;
+        listing.objects.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        listing.whiteouts.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        Ok(listing)
+    }
+
+    /// Makes the whiteouts of a run of names. Its objects are the next ones.
+    fn go_on(&self, frame: &mut Frame<L>, listing: LayerListing) -> Result<(), Error> {
+        let layer = self.stack.layer(&frame.to);
+        let open = self.stack.open(&frame.to).map_err(|error| failed(&frame.path, error))?;
+        let hidden = listing.whiteouts.iter().map(|whiteout| &whiteout.name);
+        let objects = listing.objects.iter().map(|(name, ..)| name);
+        frame.beside.clear();
+        for (name, is_beside) in in_both(hidden, objects) {
+            if is_beside {
+                frame.beside.insert(name.clone());
+            } else {
+                self.put_whiteout(&open, layer, name).map_err(|error| failed(&frame.path, error))?;
             }
-            for whiteout in &listing.whiteouts {
-                if listing.objects.iter().any(|(name, ..)| *name == whiteout.name) {
-                    beside.insert(whiteout.name.clone());
-                } else {
-                    self.put_whiteout(&open, layer, &whiteout.name)?;
-                }
-            }
-            Ok(())
-        };
-        make(&mut beside).map_err(|error| failed(path, error))?;
-        let objects: Vec<_> = listing.objects.into_iter().map(|(name, kind, _)| (name, kind)).collect();
-        Ok(Frame { path: path.to_owned(), from, to, merges, beside, rest: objects.into_iter() })
+        }
+        (frame.rest, frame.next) = (listing.objects.into_iter(), listing.run.to);
+        Ok(())
     }
 
     /// Returns what a directory merges with, and the mark that says so in the other format.
@@ -223,7 +246,7 @@ impl<L: Layer> Relink<'_, L> {
                 let file = layer.create_file(dir, &mark.name, 0o600, layer.identity())?;
                 write_all(layer, &file, &mark.content, 0)
             }
-            WhiteoutMark::InPlace => layer.create_node(dir, name, Kind::CharDev, 0, 0, layer.identity()),
+            WhiteoutMark::InPlace => layer.create_node(dir, name, Kind::CharDev, 0, 0, layer.identity()).map(drop),
         }
     }
 
@@ -284,6 +307,19 @@ impl<L: Layer> Relink<'_, L> {
     }
 }
 
+/// Returns each of the sorted `names`, and whether the sorted `others` have it too. It takes one
+/// pass through both: a directory may have a million of each.
+fn in_both<'n, N: Ord + 'n>(
+    names: impl Iterator<Item = &'n N>,
+    others: impl Iterator<Item = &'n N>,
+) -> impl Iterator<Item = (&'n N, bool)> {
+    let mut others = others.peekable();
+    names.map(move |name| {
+        while others.next_if(|other| *other < name).is_some() {}
+        (name, others.peek().is_some_and(|other| *other == name))
+    })
+}
+
 /// Whether a directory keeps an attribute: one of programs, or the record of an owner.
 fn is_kept(name: &OsStr) -> bool {
     shown(name).is_some() || format::attribute::OWNER_RECORDS.iter().any(|record| name == *record)
@@ -301,4 +337,51 @@ fn put_mark<L: Layer>(layer: &L, dir: &L::Dir, mark: DirMark) -> errno::Result<(
 
 fn failed(path: &Path, error: errno::Error) -> Error {
     Error::in_tree("convert", path, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::cmp::Ordering;
+
+    use super::*;
+
+    thread_local! {
+        static COMPARISONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// A name that counts its comparisons.
+    struct Name(usize);
+
+    impl Ord for Name {
+        fn cmp(&self, other: &Self) -> Ordering {
+            COMPARISONS.set(COMPARISONS.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    impl PartialOrd for Name {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl PartialEq for Name {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other).is_eq()
+        }
+    }
+
+    impl Eq for Name {}
+
+    #[test]
+    fn names_in_both_lists_cost_a_pass_through_each() {
+        const COUNT: usize = 1000;
+        // Every third name, and every second one.
+        let (names, others): (Vec<_>, Vec<_>) = (0..COUNT).map(|number| (Name(3 * number), Name(2 * number))).unzip();
+        for (name, is_there) in in_both(names.iter(), others.iter()) {
+            assert_eq!(is_there, name.0 % 2 == 0 && name.0 < 2 * COUNT, "{}", name.0);
+        }
+        assert!(COMPARISONS.get() <= 4 * COUNT, "{} comparisons", COMPARISONS.get());
+    }
 }

@@ -3,7 +3,6 @@
 //! | file | subject |
 //! | --- | --- |
 //! | `tree` | from the changes between two merged trees to the members of an archive |
-//! | `links` | hard links in the archive |
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -16,11 +15,11 @@ use serde_json::json;
 use super::archive::compress::{Compression, Compressor, Digest, Hashed};
 use super::oci::{Blob, Image, ImageName, Layout, layer_descriptor, new_config};
 use super::options::{Word, Words, check_upper};
-use super::{Error, Outcome, Tool, Views, Watch};
-use crate::layer::Layer;
+use super::{Error, Outcome, Tool, Views, Watch, escaped};
+use crate::layer::{Layer, OsLayer};
 use crate::options::{self, Options};
+use crate::overlay::on_disk::other_lowers;
 
-mod links;
 mod tree;
 
 pub use tree::{Exported, Holes, write_layer};
@@ -73,7 +72,8 @@ pub fn parse(words: &mut Words) -> Result<Box<dyn Tool>, options::Error> {
             (Place::File(file), usual)
         }
         (None, Some(layout)) => {
-            let base = base.map(|base| ImageName::parse(&base));
+            let base =
+                base.map(|base| ImageName::existing(base.as_os_str()).unwrap_or_else(|| ImageName::parse(&base)));
             (Place::Image { name: ImageName::parse(&layout), base }, Some(Compression::Gzip))
         }
         (Some(_), Some(_)) => return refused("A file and --oci-layout are both given: leave one of them out."),
@@ -105,12 +105,12 @@ impl Tool for Export {
                 if io::stdout().is_terminal() {
                     return Err(Error::Refused("standard output is a terminal: name a file".to_owned()));
                 }
-                let views = Views::open(&self.layers, None)?;
+                let views = self.views(watch)?;
                 let form = (self.compression, Holes::Kept);
                 export(&views, out, Path::new("standard output"), form, watch)?.report();
             }
             Place::File(path) => {
-                let views = Views::open(&self.layers, None)?;
+                let views = self.views(watch)?;
                 let form = (self.compression, Holes::Kept);
                 in_new_file(path, |file| export(&views, file, path, form, watch))?.report();
             }
@@ -121,18 +121,29 @@ impl Tool for Export {
 }
 
 impl Export {
+    /// Opens the trees with and without the upper layer. Tells if that was on other lower layers:
+    /// its deletions and renames are about these.
+    fn views(&self, watch: &dyn Watch) -> Result<Views<OsLayer>, Error> {
+        let views = Views::open(&self.layers, None)?;
+        let difference = views.above.as_ref().map_or(Ok(None), other_lowers);
+        let upper = || self.layers.upper.clone().unwrap_or_default();
+        if let Some(difference) = difference.map_err(|error| Error::at("read", upper(), error))? {
+            watch.tell(&format!(
+                "{} was mounted last on other lower layers, so what it deletes and renames may be wrong here: \
+                 {difference}",
+                escaped(&upper())
+            ));
+        }
+        Ok(views)
+    }
+
     /// Adds an image: that of `base` with the changes of the upper layer on top, or without a base
     /// one with a layer for each directory.
     fn image(&self, name: &ImageName, base: Option<&ImageName>, watch: &dyn Watch) -> Result<(), Error> {
         let layout = Layout::open_or_make(&name.layout)?;
         let Options { lowers, .. } = &self.layers;
         let mut image = match base {
-            Some(base) => {
-                let from = Layout::open(&base.layout)?;
-                let image = from.image(base.tag.as_deref())?;
-                image.layers.iter().try_for_each(|(descriptor, _)| layout.copy_blob(&from, descriptor))?;
-                image
-            }
+            Some(base) => layout.take_image(&Layout::open(&base.layout)?, base.tag.as_deref())?,
             None => Image { config: new_config(), layers: Vec::new() },
         };
         if base.is_none() {
@@ -141,7 +152,7 @@ impl Export {
                 self.layer(&layout, &Views::open(&above, Some(&lowers[at + 1..]))?, &mut image, watch)?;
             }
         }
-        self.layer(&layout, &Views::open(&self.layers, None)?, &mut image, watch)?;
+        self.layer(&layout, &self.views(watch)?, &mut image, watch)?;
         layout.add_image(&image, name.tag.as_deref().unwrap_or(TAG))
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A directory in which anything changes is a member, with its own attributes, before all else in
 //! it. Behind it come its deletions, and then what was added or changed, names in the order of
-//! their bytes. All content is read through the merged tree, so nothing in the archive depends on
-//! how a layer stores it.
+//! their bytes. A socket of the upper layer is left out, as if it were deleted. All content is read
+//! through the merged tree, so nothing in the archive depends on how a layer stores it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -12,15 +12,16 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::links::Links;
 use crate::errno;
 use crate::format::{self, OPAQUE};
 use crate::layer::{Kind, Layer, Stat, Time, acl};
 use crate::layer_tools::archive::write::Writer;
 use crate::layer_tools::archive::{LABEL, Member, MemberKind, acl_text};
+use crate::layer_tools::changes::{contents, matched};
+use crate::layer_tools::links::Links;
 use crate::layer_tools::tree::xattrs;
 use crate::layer_tools::{Change, ChangeKind, Error, Progress, Views, Watch};
-use crate::overlay::on_disk::{Content, content};
+use crate::overlay::on_disk::{Content, Entry, Relation};
 use crate::overlay::{Handle, Node, Overlay};
 
 /// The size of a piece of content that is read at once.
@@ -128,6 +129,10 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
             // Its directory has said it.
             (ChangeKind::Removed, _) | (_, None) => Ok(()),
             (_, Some(new)) if new.kind() == Kind::Dir => self.dir(&path, old, new),
+            (_, Some(new)) if new.kind() == Kind::Socket => {
+                self.exported.sockets += 1;
+                Ok(())
+            }
             (_, Some(new)) => self.object(&path, &new),
         }
     }
@@ -163,22 +168,7 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
         self.begin(&member)?;
         let old = old.filter(|old| old.kind() == Kind::Dir);
         if let (Some(below), Some(old)) = (&self.views.below, &old) {
-            let unlisted = |error| unreadable(path, error);
-            let gone = gone(&content(below, old).map_err(unlisted)?, &content(self.above, &new).map_err(unlisted)?);
-            for name in gone {
-                let mark = Member {
-                    path: path.join(name),
-                    kind: MemberKind::File { size: 0, data: Vec::new() },
-                    mode: 0o600,
-                    uid: 0,
-                    gid: 0,
-                    mtime: Time::default(),
-                    atime: None,
-                    xattrs: BTreeMap::new(),
-                    acls: [None, None],
-                };
-                self.begin(&mark)?;
-            }
+            self.delete_in(path, (below, old), &new)?;
         }
         if path.as_os_str().is_empty() {
             self.dirs.clear();
@@ -187,14 +177,53 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
         Ok(())
     }
 
-    /// Writes an object that is no directory.
+    /// Writes the deletions that make the entries of a directory before into those now: the mark of
+    /// an opaque directory, if all of several are gone.
+    fn delete_in(&mut self, path: &Path, old: (&Overlay<L>, &Arc<Node<L>>), new: &Arc<Node<L>>) -> Result<(), Error> {
+        let contents = |from: &OsStr| {
+            contents([Some(old), Some((self.above, new))], from).map_err(|error| unreadable(path, error))
+        };
+        let (mut count, mut is_opaque, mut from) = (0, true, Some(OsString::new()));
+        while let Some(first) = from.take().filter(|_| is_opaque) {
+            let [before, now] = contents(&first)?;
+            is_opaque = gone(&before, &now).count() == before.entries.len();
+            count += before.entries.len();
+            from = now.next;
+        }
+        if is_opaque && count > 1 {
+            return self.delete(path.join(OPAQUE));
+        }
+        from = Some(OsString::new());
+        while let Some(first) = from {
+            let [before, now] = contents(&first)?;
+            // The form for names of any length, which every reader knows.
+            let marks: Vec<_> =
+                gone(&before, &now).map(|entry| format::whiteout(&entry.name, usize::MAX).name).collect();
+            from = now.next;
+            marks.into_iter().try_for_each(|mark| self.delete(path.join(mark)))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a deletion. `path` has the name of the mark.
+    fn delete(&mut self, path: PathBuf) -> Result<(), Error> {
+        self.begin(&Member {
+            path,
+            kind: MemberKind::File { size: 0, data: Vec::new() },
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            atime: None,
+            xattrs: BTreeMap::new(),
+            acls: [None, None],
+        })
+    }
+
+    /// Writes an object that is neither a directory nor a socket.
     fn object(&mut self, path: &Path, node: &Arc<Node<L>>) -> Result<(), Error> {
         check_name(path, path.file_name().unwrap_or_default())?;
         let stat = self.above.stat(node).map_err(|error| unreadable(path, error))?;
-        if stat.kind == Kind::Socket {
-            self.exported.sockets += 1;
-            return Ok(());
-        }
         if stat.nlink > 1
             && let Some(first) = self.links.meet(stat.ino, stat.nlink, path)
         {
@@ -301,16 +330,12 @@ impl<L: Layer, W: Write> Export<'_, L, W> {
     }
 }
 
-/// Returns the names of the deletions that make the entries of a directory before into those now:
-/// the mark of an opaque directory, if all of several are gone.
-fn gone(before: &Content, now: &Content) -> Vec<OsString> {
-    let is_left = |name: &OsStr| now.entries.binary_search_by(|entry| (*entry.name).cmp(name)).is_ok();
-    let gone: Vec<_> = before.entries.iter().filter(|entry| !is_left(&entry.name)).collect();
-    if gone.len() > 1 && gone.len() == before.entries.len() {
-        return vec![OPAQUE.into()];
-    }
-    // The form for names of any length, which every reader knows.
-    gone.iter().map(|entry| format::whiteout(&entry.name, usize::MAX).name).collect()
+/// Returns the entries of a directory before that are not left now. A socket counts as gone, unless
+/// the earlier tree has it.
+fn gone<'c>(before: &'c Content, now: &'c Content) -> impl Iterator<Item = &'c Entry> {
+    let is_left = |new: &Entry, relation| new.kind != Kind::Socket || relation == Relation::Same;
+    matched(before, now)
+        .filter_map(move |(old, new, relation)| old.filter(|_| !new.is_some_and(|new| is_left(new, relation))))
 }
 
 /// Checks that a name does not look like a deletion.

@@ -14,16 +14,14 @@ use std::io::{self, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use super::archive::compress::{Digest, Hashed, decompress};
-use super::oci::{Blob, ImageName, Layout, check_blob};
+use super::oci::{Blob, ImageName, Layout, StoredLayer, check_blob, is_image};
 use super::options::{Word, Words};
 use super::{Error, Outcome, Progress, Tool, Watch, escaped};
 use crate::errno::{EEXIST, ENOENT, EWOULDBLOCK};
-use crate::layer::{Layer, Object, OsLayer, Owner, RenameMode};
+use crate::layer::{Access, Kind, Layer, Object, OsLayer, Owner, RenameMode, read_start};
 use crate::options;
-use crate::overlay::on_disk::Stack;
+use crate::overlay::on_disk::{Stack, remove_tree};
 
 mod unpack;
 
@@ -35,14 +33,17 @@ const UNFINISHED: &str = "unfinished";
 /// The space for data on its way, in bytes.
 const BUFFER: usize = 1 << 17;
 
+/// The bytes of a file that tell whether an archive is one of an image.
+const START: u64 = 4 << 20;
+
 /// The source of an import.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A layer as tar, with or without compression.
+    /// A layer as tar, with or without compression, or the archive of an image.
     Archive(PathBuf),
-    /// The same from standard input.
+    /// A layer from standard input.
     Input,
-    /// An image in an OCI layout.
+    /// An image in an OCI layout, or in an archive.
     Image(ImageName),
 }
 
@@ -55,8 +56,8 @@ impl Source {
             Source::Input
         } else if path.is_dir() {
             Source::Image(ImageName { layout: path.to_owned(), tag: None })
-        } else if ImageName::parse(path).layout.is_dir() && !path.exists() {
-            Source::Image(ImageName::parse(path))
+        } else if let Some(name) = ImageName::existing(word).filter(|_| !path.exists()) {
+            Source::Image(name)
         } else {
             Source::Archive(path.to_owned())
         }
@@ -81,78 +82,84 @@ pub struct Imported {
 /// - [`Error::Refused`]: another import works there, or the source has no such image.
 /// - [`Error::Stopped`]: `watch` wants to stop. The layers that are whole stay.
 pub fn import(source: &Source, into: &Path, wishes: Wishes, watch: &dyn Watch) -> Result<Imported, Error> {
-    let target = Target::open(into, wishes)?;
+    let target = Target::open(made(into)?, wishes)?;
     let mut imported = Imported::default();
     match source {
         Source::Input => target.add(io::stdin().lock(), Path::new("standard input"), None, watch, &mut imported)?,
-        Source::Archive(path) => {
-            let file = File::open(path).map_err(|cause| Error::at("read", path, cause))?;
-            watch.expect(Progress { objects: 0, bytes: file.metadata().map_or(0, |data| data.len()) });
-            target.add(file, path, None, watch, &mut imported)?;
-        }
-        Source::Image(name) => {
-            let layout = Layout::open(&name.layout)?;
-            let layers = layout.image(name.tag.as_deref())?.layers;
-            let blobs =
-                layers.iter().map(|(descriptor, _)| layout.blob_of(descriptor)).collect::<Result<Vec<_>, _>>()?;
-            watch.expect(Progress { objects: 0, bytes: blobs.iter().map(|blob| blob.size).sum() });
-            for ((descriptor, diff_id), blob) in layers.iter().zip(blobs) {
-                let wanted = Wanted { descriptor, blob, diff_id: *diff_id };
-                let path = layout.blob_path(&blob.digest);
-                if target.has(&wanted.diff_id, &mut imported)? {
-                    watch.advance(Progress { objects: 0, bytes: blob.size });
-                    continue;
-                }
-                let file = File::open(&path).map_err(|cause| Error::at("read", &path, cause))?;
-                target.add(file, &path, Some(&wanted), watch, &mut imported)?;
+        Source::Archive(path) => match Layout::in_archive(path)? {
+            Some(layout) => target.add_image(&layout, None, watch, &mut imported)?,
+            None => {
+                let file = File::open(path).map_err(|cause| Error::at("read", path, cause))?;
+                watch.expect(Progress { objects: 0, bytes: file.metadata().map_or(0, |data| data.len()) });
+                target.add(file, path, None, watch, &mut imported)?;
             }
+        },
+        Source::Image(name) => {
+            target.add_image(&Layout::open(&name.layout)?, name.tag.as_deref(), watch, &mut imported)?;
         }
     }
     imported.dirs.reverse();
     Ok(imported)
 }
 
-/// The layer that an image wants.
-struct Wanted<'a> {
-    descriptor: &'a Value,
-    blob: Blob,
-    diff_id: Digest,
+/// Opens the directory for layers. Makes it if it is missing.
+fn made(path: &Path) -> Result<OsLayer, Error> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::at("make", path, error)),
+        _ => {}
+    }
+    let failed = |cause| Error::at("import into", path, cause);
+    let path = path.canonicalize().map_err(failed)?;
+    OsLayer::open(&path, true).map_err(|error| failed(error.into()))
+}
+
+/// Imports the layer that `source` has into a directory of `into`, as [`import`] does. `name`
+/// stands for the source in errors. Returns the path of the directory, and what it lacks.
+///
+/// # Errors
+///
+/// Those of [`import`].
+pub fn import_layer<L: Layer>(
+    source: impl Read,
+    name: &Path,
+    into: L,
+    wishes: Wishes,
+    watch: &dyn Watch,
+) -> Result<Imported, Error> {
+    let mut imported = Imported::default();
+    Target::open(into, wishes)?.add(source, name, None, watch, &mut imported)?;
+    Ok(imported)
 }
 
 /// The directory that gets the layers.
-struct Target {
+struct Target<L: Layer> {
     /// Its content. The drop releases it for other imports.
-    stack: Stack<OsLayer>,
+    stack: Stack<L>,
     path: PathBuf,
     wishes: Wishes,
 }
 
-impl Target {
-    fn open(path: &Path, wishes: Wishes) -> Result<Self, Error> {
-        match std::fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(Error::at("make", path, error)),
-            _ => {}
-        }
-        let failed = |cause| Error::at("import into", path, cause);
-        let path = path.canonicalize().map_err(failed)?;
-        let layer = OsLayer::open(&path, true).map_err(|error| failed(error.into()))?;
+impl<L: Layer> Target<L> {
+    fn open(layer: L, wishes: Wishes) -> Result<Self, Error> {
+        let path = layer.path().unwrap_or(Path::new("")).to_owned();
+        let failed = |cause: crate::errno::Error| Error::at("import into", &path, cause);
         match layer.hold() {
             Err(error) if error.errno == EWOULDBLOCK => {
                 let path = escaped(&path);
                 return Err(Error::Refused(format!("another program works on {path}: let it finish first")));
             }
-            held => held.map_err(|error| failed(error.into()))?,
+            held => held.map_err(failed)?,
         }
-        let stack = Stack::new(vec![layer], true).map_err(|error| failed(error.into()))?;
-        let target = Target { stack, path, wishes };
-        target.clear().map_err(|error| failed(error.into()))?;
+        let stack = Stack::new(vec![layer], true).map_err(failed)?;
+        let target = Target { stack, path: path.clone(), wishes };
+        target.clear().map_err(failed)?;
         Ok(target)
     }
 
     /// Removes the leftover of an import that was stopped.
     fn clear(&self) -> crate::layer::Result<()> {
         let Some(root) = self.stack.upper_root() else { return Ok(()) };
-        match unpack::remove_tree(&self.stack, root, OsStr::new(UNFINISHED)) {
+        match remove_tree(&self.stack, root, OsStr::new(UNFINISHED), Kind::Dir) {
             Err(error) if error.errno == ENOENT => Ok(()),
             removed => removed,
         }
@@ -190,12 +197,33 @@ impl Target {
         }
     }
 
+    /// Adds the layers of an image, the lowest first.
+    fn add_image(
+        &self,
+        layout: &Layout,
+        tag: Option<&str>,
+        watch: &dyn Watch,
+        imported: &mut Imported,
+    ) -> Result<(), Error> {
+        let layers = layout.layers(tag)?;
+        watch.expect(Progress { objects: 0, bytes: layers.iter().map(|layer| layer.size).sum() });
+        for layer in layers {
+            if self.has(&layer.diff_id, imported)? {
+                watch.advance(Progress { objects: 0, bytes: layer.size });
+                continue;
+            }
+            let (source, _) = layout.part(&layer.path).map_err(|cause| Error::at("read", &layer.path, cause))?;
+            self.add(source, &layer.path, Some(&layer), watch, imported)?;
+        }
+        Ok(())
+    }
+
     /// Adds the layer that `source` has. Removes what it made if that fails.
     fn add(
         &self,
         source: impl Read,
         name: &Path,
-        wanted: Option<&Wanted<'_>>,
+        wanted: Option<&StoredLayer>,
         watch: &dyn Watch,
         imported: &mut Imported,
     ) -> Result<(), Error> {
@@ -212,7 +240,7 @@ impl Target {
         &self,
         source: impl Read,
         name: &Path,
-        wanted: Option<&Wanted<'_>>,
+        wanted: Option<&StoredLayer>,
         watch: &dyn Watch,
         imported: &mut Imported,
     ) -> Result<(), Error> {
@@ -221,10 +249,11 @@ impl Target {
         let (parent, unfinished) = (self.stack.top(), OsStr::new(UNFINISHED));
         let root = parent.root().map_err(failed)?;
         parent.create_dir(&root, unfinished, 0o700, parent.identity()).map_err(failed)?;
-        let layer = OsLayer::open(&self.path.join(unfinished), true).map_err(failed)?;
+        let layer = self.unfinished(true).map_err(failed)?;
 
-        // Only an image says the digest of what is compressed.
-        let mut stored = match wanted {
+        let blob = wanted.and_then(|wanted| wanted.wanted.as_ref()).map(|(blob, _)| *blob);
+        // Only a layout says the digest of what is compressed.
+        let mut stored = match blob {
             Some(_) => Stored::Hashed(Hashed::new(Watched { source, watch })),
             None => Stored::Plain(Watched { source, watch }),
         };
@@ -233,17 +262,21 @@ impl Target {
         let (rest, diff_id, _) = plain.finish();
         drop(rest);
         io::copy(&mut stored, &mut io::sink()).map_err(unreadable)?;
-        if let (Some(wanted), Stored::Hashed(stored)) = (wanted, stored) {
+        if let (Some(blob), Stored::Hashed(stored)) = (blob, stored) {
             let (_, digest, size) = stored.finish();
-            check_blob(name, &wanted.blob, &Blob { digest, size })?;
-            if diff_id != wanted.diff_id {
-                let media_type = wanted.descriptor["mediaType"].as_str().unwrap_or("no type");
-                let cause = format!(
-                    "the digest of its content ({media_type}) is {diff_id}, and its image says {}",
-                    wanted.diff_id
-                );
+            check_blob(name, &blob, &Blob { digest, size })?;
+        }
+        match wanted {
+            Some(layer) if diff_id != layer.diff_id => {
+                let (form, wanted) = (layer.media_type(), layer.diff_id);
+                let cause = format!("the digest of its content ({form}) is {diff_id}, and its image says {wanted}");
                 return Err(Error::at("use", name, io::Error::other(cause)));
             }
+            None if self.has_image().map_err(failed)? => {
+                let cause = "it is the archive of an image: import it from a file, without compression";
+                return Err(Error::at("use", name, io::Error::other(cause)));
+            }
+            _ => {}
         }
         let LeftOut { devices, attributes, reserved } = left_out;
         imported.left_out.devices += devices;
@@ -258,6 +291,24 @@ impl Target {
         parent.sync_dir(&root).map_err(failed)?;
         imported.dirs.push(self.path.join(new_name));
         Ok(())
+    }
+
+    /// Opens the layer that is not whole yet.
+    fn unfinished(&self, for_writing: bool) -> crate::layer::Result<L> {
+        let parent = self.stack.top();
+        let dir = parent.open_dir(&parent.root()?, OsStr::new(UNFINISHED))?;
+        parent.below(&dir, &self.path.join(UNFINISHED), for_writing)
+    }
+
+    /// Whether the layer that is not whole yet has the files of an image.
+    fn has_image(&self) -> crate::layer::Result<bool> {
+        let layer = self.unfinished(false)?;
+        let root = layer.root()?;
+        Ok(is_image(|name| {
+            let file = layer.open_file(&root, OsStr::new(name), Access::Read).ok()?;
+            let size = layer.stat(Object::File(&file)).ok()?.size;
+            read_start(&layer, &file, size.min(START) as usize).ok()
+        }))
     }
 }
 

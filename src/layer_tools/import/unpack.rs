@@ -7,7 +7,7 @@
 //! A directory gets its mode, attributes and times when the unpacking leaves it. Until then its
 //! owner alone may use it, and what is made in it inherits nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
@@ -17,14 +17,20 @@ use std::sync::Arc;
 
 use crate::errno::{self, EEXIST, ENODATA, ENOENT, EOPNOTSUPP, EPERM};
 use crate::format::{self, Meaning, attribute};
-use crate::layer::{self, Kind, Layer, Object, Owner, Time, XattrMode, acl, ensure_file, write_all};
+use crate::layer::{
+    self, Access, Kind, Layer, Object, Owner, Time, XattrMode, acl, ensure_file, read_start, write_all,
+};
+use crate::layer_tools::archive::acl_text::{self, Account, Wrong};
 use crate::layer_tools::archive::read::Reader;
-use crate::layer_tools::archive::{self, LABEL, Member, MemberKind, acl_text};
+use crate::layer_tools::archive::{self, LABEL, Member, MemberKind};
 use crate::layer_tools::{Error, Progress, Watch};
-use crate::overlay::on_disk::{LayerDir, Stack};
+use crate::overlay::on_disk::{LayerDir, Stack, remove_tree};
 
 /// The longest path of a member, in bytes. No system call takes a longer one.
 const PATH_MAX: usize = 4096;
+
+/// The most bytes of a list of accounts that are read.
+const ACCOUNTS_MAX: usize = 1 << 20;
 
 /// The mode of a file and of a directory while it is made.
 const PRIVATE: u32 = 0o600;
@@ -70,6 +76,8 @@ pub struct Unpacking<'a, L: Layer> {
     limit: u64,
     name_max: usize,
     left_out: LeftOut,
+    /// The numbers of the names that ACLs have.
+    accounts: HashMap<(Account, String), u32>,
 }
 
 /// A directory on the way, and what it gets when the unpacking leaves it.
@@ -187,6 +195,7 @@ impl<'a, L: Layer> Unpacking<'a, L> {
             limit,
             name_max,
             left_out: LeftOut::default(),
+            accounts: HashMap::new(),
         };
         let root = unpacking.stack.upper_root().cloned().ok_or(errno::Error::new(ENOENT))?;
         let finish = Finish { mode: 0o755, ..Finish::default() };
@@ -307,7 +316,7 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         &mut self,
         member: &Member,
         name: &OsStr,
-        make: impl Fn(&L, &L::Dir, Owner) -> layer::Result<()>,
+        make: impl Fn(&L, &L::Dir, Owner) -> layer::Result<Option<layer::Stat>>,
     ) -> Result<(), Failed> {
         let dir = self.here()?;
         let own = self.stack.top().identity();
@@ -378,7 +387,7 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         }
         let finish = Finish {
             mode: self.mode(member),
-            xattrs: xattrs(member)?,
+            xattrs: self.xattrs(member)?,
             atime: member.atime.unwrap_or(member.mtime),
             mtime: member.mtime,
         };
@@ -445,11 +454,12 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         Ok(())
     }
 
-    /// Removes the whiteout of a name that gets an object. A directory is opaque instead.
-    fn clear_whiteout(&mut self, name: &OsStr, is_dir: bool) -> Result<(), Failed> {
+    /// Removes the whiteout of a name that gets an object. A directory is made, and opaque. Returns
+    /// whether there was a whiteout.
+    fn clear_whiteout(&mut self, name: &OsStr, is_dir: bool) -> Result<bool, Failed> {
         let (dir, layer) = (self.here()?, self.stack.top());
         match layer.unlink(&dir, &format::whiteout(name, self.name_max).name) {
-            Err(error) if error.errno == ENOENT => return Ok(()),
+            Err(error) if error.errno == ENOENT => return Ok(false),
             removed => removed?,
         }
         if is_dir {
@@ -457,7 +467,7 @@ impl<'a, L: Layer> Unpacking<'a, L> {
             let new = layer.open_dir(&dir, name)?;
             ensure_file(layer, &new, OsStr::new(format::OPAQUE))?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a name in the current directory may have a whiteout.
@@ -475,7 +485,8 @@ impl<'a, L: Layer> Unpacking<'a, L> {
     fn replacing<T>(&self, name: &OsStr, make: impl Fn() -> layer::Result<T>) -> Result<T, Failed> {
         match make() {
             Err(error) if error.errno == EEXIST => {
-                remove_tree(&self.stack, &self.level().dir, name)?;
+                let dir = &self.level().dir;
+                remove_tree(&self.stack, dir, name, self.stack.stat(dir, name)?.kind)?;
                 Ok(make()?)
             }
             made => Ok(made?),
@@ -501,7 +512,7 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         if has_mode && made != Some(mode) {
             self.stack.top().set_mode(object, mode)?;
         }
-        for (name, value) in xattrs(member)? {
+        for (name, value) in self.xattrs(member)? {
             self.set_xattr(object, &name, &value)?;
         }
         Ok(self.stack.top().set_times(object, member.atime.unwrap_or(member.mtime), member.mtime)?)
@@ -532,6 +543,56 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         Ok(())
     }
 
+    /// Returns the extended attributes of a member, as the layer stores them.
+    fn xattrs(&mut self, member: &Member) -> Result<BTreeMap<OsString, Vec<u8>>, Failed> {
+        let mut xattrs = BTreeMap::new();
+        for (name, text) in [acl::ACCESS, acl::DEFAULT].into_iter().zip(&member.acls) {
+            // GNU tar writes both forms. Only this one has names, which other systems have too.
+            if let Some(text) = text
+                && !member.xattrs.contains_key(OsStr::new(name))
+            {
+                match acl_text::parse(text, &mut |account, name| self.number(account, name)) {
+                    Ok(value) => drop(xattrs.insert(name.into(), value)),
+                    Err(Wrong::Damaged) => return because("its ACL is damaged"),
+                    Err(Wrong::Unknown(account, name)) => {
+                        let kind = if account == Account::User { "user" } else { "group" };
+                        return because(format!(
+                            "its ACL has the {kind} {name}, which neither the layer nor this system knows"
+                        ));
+                    }
+                }
+            }
+        }
+        for (name, value) in &member.xattrs {
+            if name != LABEL {
+                xattrs.insert(attribute::stored(name).into_owned(), value.clone());
+            }
+        }
+        Ok(xattrs)
+    }
+
+    /// Returns the number of a name in an ACL: that in the layer's own `etc`, as far as it is
+    /// unpacked, else that of this system. A name has one number in the whole layer.
+    fn number(&mut self, account: Account, name: &str) -> Option<u32> {
+        if let Some(number) = self.accounts.get(&(account, name.to_owned())) {
+            return Some(*number);
+        }
+        let file = if account == Account::User { "passwd" } else { "group" };
+        let own = self.own_file(file).and_then(|text| acl_text::number_in(&text, name));
+        let number = own.or_else(|| acl_text::number_in(&std::fs::read(Path::new("/etc").join(file)).ok()?, name))?;
+        self.accounts.insert((account, name.to_owned()), number);
+        Some(number)
+    }
+
+    /// Returns the content of a file in the layer's `etc`.
+    fn own_file(&self, name: &str) -> Option<Vec<u8>> {
+        let layer = self.stack.top();
+        let etc = self.stack.open(&self.stack.child(&self.open[0].dir, OsStr::new("etc"))).ok()?;
+        let file = layer.open_file(&etc, OsStr::new(name), Access::Read).ok()?;
+        let size = layer.stat(Object::File(&file)).ok()?.size;
+        read_start(layer, &file, usize::try_from(size).ok()?.min(ACCOUNTS_MAX)).ok()
+    }
+
     fn level(&self) -> &Level<L> {
         // The top is never left before the end.
         &self.open[self.open.len() - 1]
@@ -557,11 +618,11 @@ impl<'a, L: Layer> Unpacking<'a, L> {
         let (dir, layer) = (self.here()?, self.stack.top());
         let stat = match layer.stat(Object::Entry(&*dir, name)) {
             Err(error) if error.errno == ENOENT => {
-                if self.may_be_deleted(name) {
-                    self.clear_whiteout(name, true)?;
-                    return self.push(name);
+                let is_made = self.may_be_deleted(name) && self.clear_whiteout(name, true)?;
+                if !is_made {
+                    let layer = self.stack.top();
+                    layer.create_dir(&dir, name, PRIVATE_DIR, layer.identity())?;
                 }
-                layer.create_dir(&dir, name, PRIVATE_DIR, layer.identity())?;
                 self.push_new(name);
                 return Ok(());
             }
@@ -652,63 +713,10 @@ fn is_of_others(name: &OsStr) -> bool {
     format::is_reserved(name) && !matches!(format::meaning(name), Meaning::Opaque | Meaning::Whiteout(_))
 }
 
-/// Returns the extended attributes of a member, as the layer stores them.
-fn xattrs(member: &Member) -> Result<BTreeMap<OsString, Vec<u8>>, Failed> {
-    let mut xattrs = BTreeMap::new();
-    for (name, text) in [acl::ACCESS, acl::DEFAULT].into_iter().zip(&member.acls) {
-        // GNU tar writes both forms. Only this one has names of users, which other systems have too.
-        if let Some(text) = text
-            && !member.xattrs.contains_key(OsStr::new(name))
-        {
-            let Some(value) = acl_text::parse(text) else {
-                return because(
-                    "its ACL is damaged or has names of users: tar --xattrs-include=* writes their numbers",
-                );
-            };
-            xattrs.insert(name.into(), value);
-        }
-    }
-    for (name, value) in &member.xattrs {
-        if name != LABEL {
-            xattrs.insert(attribute::stored(name).into_owned(), value.clone());
-        }
-    }
-    Ok(xattrs)
-}
-
 /// Removes an attribute, if it is there.
 fn remove_xattr<L: Layer>(layer: &L, object: Object<'_, L>, name: &OsStr) -> layer::Result<()> {
     match layer.remove_xattr(object, name) {
         Err(error) if !matches!(error.errno, ENODATA | EOPNOTSUPP) => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Removes an object with all its content, however deep.
-pub fn remove_tree<L: Layer>(stack: &Stack<L>, dir: &Arc<LayerDir<L>>, name: &OsStr) -> layer::Result<()> {
-    let layer = stack.layer(dir);
-    let mut pending = vec![(dir.clone(), name.to_owned())];
-    while let Some((dir, name)) = pending.last().cloned() {
-        let open = stack.open(&dir)?;
-        match layer.unlink(&open, &name) {
-            Err(error) if error.errno == errno::EISDIR => {}
-            removed => {
-                removed?;
-                pending.pop();
-                continue;
-            }
-        }
-        match layer.remove_dir(&open, &name) {
-            Err(error) if error.errno == errno::ENOTEMPTY => {}
-            removed => {
-                removed?;
-                pending.pop();
-                continue;
-            }
-        }
-        let child = stack.child(&dir, &name);
-        let open = stack.open(&child)?;
-        layer.list(&open, &mut |entry| pending.push((child.clone(), entry.name.to_owned())))?;
-    }
-    Ok(())
 }

@@ -1,12 +1,13 @@
 //! All partial copies of an overlay: the mark that some may exist, and their completion at the end.
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::errno::{EIO, Error};
 
+use super::Partial;
 use crate::format::{self, Format};
 use crate::layer::{Access, Kind, Layer, Result};
 use crate::overlay::features::Feature;
@@ -16,10 +17,13 @@ use crate::overlay::stack::{LayerDir, Stack};
 use crate::overlay::{Overlay, Settings};
 use crate::sync::Lock;
 
+/// A file and its partial copy.
+type Known<L> = (Arc<Node<L>>, Arc<Partial<L>>);
+
 /// The partial copies of an overlay.
 pub(in crate::overlay) struct Partials<L: Layer> {
-    /// The known ones, by the node's id.
-    pub(super) nodes: Lock<HashMap<u64, Arc<Node<L>>>>,
+    /// The known ones with their nodes, by the node's id.
+    pub(super) nodes: Lock<HashMap<u64, Known<L>>>,
     /// Whether the engine must make none.
     pub(super) unwanted: bool,
     /// Whether the topmost layer may have some. It is an upper layer that the mount only reads.
@@ -58,6 +62,13 @@ impl<L: Layer> Partials<L> {
             left: AtomicBool::new(left),
             lost: AtomicBool::new(false),
         })
+    }
+
+    /// Returns the number of known ones, and an upper bound of the bytes that they lack.
+    pub fn sums(&self) -> (u64, u64) {
+        let partials: Vec<_> = self.nodes.lock().values().map(|(_, partial)| partial.clone()).collect();
+        let missing = partials.iter().map(|partial| partial.chunks.lock().uncopied_bytes()).sum();
+        (partials.len() as u64, missing)
     }
 
     /// Whether an earlier overlay left some that may not be known yet.
@@ -106,7 +117,7 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn complete_each(&self, complete: impl Fn(&Arc<Node<L>>) -> Result<()>) -> Result<()> {
-        let nodes: Vec<_> = self.partials.nodes.lock().values().cloned().collect();
+        let nodes: Vec<_> = self.partials.nodes.lock().values().map(|(node, _)| node.clone()).collect();
         // One copy may fail, maybe for lack of space. The others are completed all the same.
         nodes.iter().map(complete).collect::<Vec<_>>().into_iter().collect()
     }
@@ -133,7 +144,8 @@ impl<L: Layer> Overlay<L> {
         // table.
         let _tree = self.tree.write();
         let _dir = self.root.dir()?;
-        if self.partials.nodes.lock().is_empty() {
+        // Another thread may have removed it meanwhile.
+        if self.partials.marked.load(Ordering::Acquire) && self.partials.nodes.lock().is_empty() {
             self.keeping_times(&self.root, root, |dir| upper.unlink(dir, OsStr::new(format::PARTS)))?;
             self.partials.marked.store(false, Ordering::Release);
         }
@@ -144,18 +156,18 @@ impl<L: Layer> Overlay<L> {
     fn meet_partials(&self) -> Result<()> {
         let mut dirs = vec![self.root.clone()];
         while let Some(dir) = dirs.pop() {
-            let names: Vec<_> = {
-                let _tree = self.tree.read();
-                let mut content = dir.dir()?;
-                let slots = self.read_dir(&dir, &mut content)?.after(0);
-                let in_upper = |slot: &Slot<L>| slot.upper.is_some_and(|upper| upper.kind == Kind::Dir);
-                slots.filter(|(_, slot)| slot.part || in_upper(slot)).map(|(_, slot)| slot.name.clone()).collect()
-            };
-            for name in names {
-                let child = self.lookup(&dir, &name)?;
-                if child.kind() == Kind::Dir {
-                    dirs.push(child);
+            let in_upper = |slot: &Slot<L>| slot.upper.is_some_and(|upper| upper.kind == Kind::Dir);
+            let mut next = Some(OsString::new());
+            while let Some(from) = next {
+                let (names, behind) =
+                    self.each_slot(&dir, &from, |slot| (slot.part || in_upper(slot)).then(|| slot.name.clone()))?;
+                for name in names {
+                    let child = self.lookup(&dir, &name)?;
+                    if child.kind() == Kind::Dir {
+                        dirs.push(child);
+                    }
                 }
+                next = behind;
             }
         }
         Ok(())

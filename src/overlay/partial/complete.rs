@@ -119,7 +119,8 @@ impl<L: Layer> Overlay<L> {
             self.end(node, partial);
             Ok(())
         })?;
-        self.read_dir(&place.parent, &mut parent)?.entry(&place.name).upper = Some(Upper { kind: Kind::File, ino });
+        self.read_dir_at(&place.parent, &mut parent, &place.name)?.entry(&place.name).upper =
+            Some(Upper { kind: Kind::File, ino });
         Ok(())
     }
 }

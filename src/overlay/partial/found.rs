@@ -80,14 +80,30 @@ impl<L: Layer> Overlay<L> {
             chunks.keep_free(promise);
         }
         let place = ObjectName { parent: parent.clone(), name: name.into(), dir: from.clone() };
-        let ino = self.number(&lower);
-        let node = Node::new(self.new_id(), Kind::File, State::at(place, true, Some(copy)), None);
+        let ino = self.number_of_part(&place, &lower, (&partial, &copy))?;
+        let id = self.id_at(&place, Some(ino));
+        let node = Node::new(id, Kind::File, State::at(place, true, Some(copy)), None);
         {
             let mut state = node.state.lock();
             state.ino = Some(ino);
-            self.record_partial(&node, &mut state, partial, &copy, ino);
+            self.record_partial(&node, &mut state, partial, (&lower, &copy), ino);
         }
         Ok(Some(node))
+    }
+
+    /// Returns the number that a partial copy at `place` shows: the recorded one, or that of
+    /// `lower`. A copy in a frozen layer may have a record of the same number, of which one counts.
+    pub(super) fn number_of_part(
+        &self,
+        place: &ObjectName<L>,
+        lower: &Stat,
+        (partial, copy): (&Partial<L>, &Stat),
+    ) -> Result<u64> {
+        if self.resolve_claim(&partial.dir, &partial.name, copy)? {
+            return Ok(self.number(copy));
+        }
+        self.resolve_claim(&place.dir, &place.name, lower)?;
+        Ok(self.number(lower))
     }
 
     /// Finds the partial copy in `to` for the entry `name` of `from`, which has the attributes

@@ -95,6 +95,11 @@ impl<L: Layer> Partial<L> {
         Some(Partial { dir, name: name.into(), map, source, chunks: Lock::new(Chunks::new(size)) })
     }
 
+    /// Returns the source.
+    pub fn source(&self) -> &LayerEntry<L> {
+        &self.source
+    }
+
     /// Whether the byte at `offset` comes from the source, and the end of the run for which that
     /// holds. Looks no further than `until`.
     pub fn run(&self, offset: u64, until: u64) -> (bool, u64) {
@@ -204,7 +209,8 @@ impl<L: Layer> Overlay<L> {
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
         state.attr = Some(Stat { dev: copy.dev, ino: copy.ino, ..*before });
         partial.chunks.lock().keep_free(promise);
-        self.record_partial(node, &mut state, partial.clone(), copy, ino);
+        self.record_partial(node, &mut state, partial.clone(), (before, copy), ino);
+        self.counters.copied_up();
         let from_lower = Some(FromLower { partial, source });
         let open = Arc::new(OpenFile { file, access: Access::ReadWrite, dir: to, from_lower });
         let open = state.keeps_file().then_some(open);
@@ -218,14 +224,14 @@ impl<L: Layer> Overlay<L> {
         node: &Arc<Node<L>>,
         state: &mut State<L>,
         partial: Arc<Partial<L>>,
-        copy: &Stat,
+        (before, copy): (&Stat, &Stat),
         ino: u64,
     ) {
-        self.record_copy_up(ino, copy, None);
+        self.record_copy_up(ino, before, copy, None);
         state.upper = true;
         self.touch_unseen(node, state);
+        self.partials.nodes.lock().insert(node.id(), (node.clone(), partial.clone()));
         state.stored = Stored::Partial(partial);
-        self.partials.nodes.lock().insert(node.id(), node.clone());
     }
 
     /// Opens the source of a partial copy.

@@ -70,9 +70,9 @@ impl<L: Layer> Overlay<L> {
         };
         copy.mtime = mtime.unwrap_or(copy.mtime);
         let place = ObjectName { parent: parent.clone(), name: name.into(), dir: from.clone() };
-        let ino = Some(self.number(&lower));
-        let state = State { ino, stored: Stored::Partial(partial), ..State::at(place, false, Some(copy)) };
-        Ok(Some(Node::new(self.new_id(), Kind::File, state, None)))
+        let ino = Some(self.number_of_part(&place, &lower, (&partial, &copy))?);
+        let state = State { ino, stored: Stored::Partial(partial), ..State::at(place.clone(), false, Some(copy)) };
+        Ok(Some(Node::new(self.id_at(&place, ino), Kind::File, state, None)))
     }
 }
 

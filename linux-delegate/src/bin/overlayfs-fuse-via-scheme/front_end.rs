@@ -96,13 +96,13 @@ impl SchemeFrontEnd {
     fn remember(&self, fd: Fd) -> Result<NodeEntry> {
         let attr = self.attributes(&fd)?;
         self.inodes.remember(attr.ino, self.kernel.inherit(&fd));
-        Ok(NodeEntry { node: attr.ino, attr })
+        Ok(NodeEntry { node: attr.ino, generation: 0, attr })
     }
 
     fn add_file(&self, fd: Fd) -> Opened {
         let fh = self.next_file.fetch_add(1, Ordering::Relaxed);
         self.files.write().unwrap_or_else(PoisonError::into_inner).insert(fh, Arc::new(fd));
-        Opened { fh, flags: 0 }
+        Opened { fh, ..Opened::default() }
     }
 
     fn file(&self, fh: u64) -> Result<Arc<Fd>> {

@@ -1,10 +1,14 @@
 //! The speed and memory of `overlayfs-layer`, beside programs for plain directories.
 //!
 //! `cargo bench -p overlayfs --bench layers -- [--files N] [--bytes N] [--rounds N]`
+//! `cargo bench -p overlayfs --bench layers -- --memory [--files N] [--layers NAME]...`
 //!
 //! Each round runs every row with both programs, one after the other, so other load on the machine
 //! slows both alike. The table has the medians of the ratios, and the largest resident memory of
-//! `overlayfs-layer`. With `--files 1000000 --rounds 1` it shows whether the memory is bounded.
+//! `overlayfs-layer`. With `--memory` the table has only the memory, of every subcommand at layers
+//! of several kinds, or those that are named. `--memory --files 1000000` shows whether it is
+//! bounded. The benchmark makes these layers in another process: a program that a large one starts
+//! counts as large as that at its start.
 //!
 //! | row | the other program |
 //! | --- | --- |
@@ -16,16 +20,19 @@
 //!
 //! All data are in a folder below `target`, which is removed at the end.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The files of a directory.
-const WIDTH: usize = 100;
+mod memory;
+mod shapes;
+
+use shapes::{WIDTH, file_of, hide, make_files};
+
 /// The files of the lower layer. The upper layer hides some of them, and changes others.
 const LOWER_FILES: usize = 1000;
 /// The bytes of a small file.
@@ -38,6 +45,12 @@ struct Arguments {
     /// The bytes of the large file.
     bytes: u64,
     rounds: usize,
+    /// Measure only memory.
+    memory: bool,
+    /// The layers for that; all if there are none.
+    layers: Vec<String>,
+    /// Only make these layers, for the benchmark in another process.
+    make: Option<String>,
 }
 
 /// One comparison. A function returns the command, after it has made new data for it.
@@ -94,21 +107,26 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> Result<Arguments, String> {
-    let mut arguments = Arguments { files: 100_000, bytes: 4 << 30, rounds: 3 };
+    let mut arguments =
+        Arguments { files: 100_000, bytes: 4 << 30, rounds: 3, memory: false, layers: Vec::new(), make: None };
     let mut parser = lexopt::Parser::from_env();
     while let Some(word) = parser.next().map_err(|error| format!("{error}."))? {
         let lexopt::Arg::Long(name) = word else { return Err(format!("{}.", word.unexpected())) };
         let name = name.to_owned();
-        let mut number = || {
+        let mut text = || {
             let value = parser.value().map_err(|error| format!("{error}."))?;
-            value.to_str().and_then(|text| text.parse().ok()).ok_or(format!("--{name} needs a number."))
+            value.into_string().map_err(|_| format!("--{name} needs a text."))
         };
+        let mut number = || text()?.parse().map_err(|_| format!("--{name} needs a number."));
         match name.as_str() {
             // cargo passes this argument to every benchmark.
             "bench" => {}
-            "files" => arguments.files = number()? as usize,
-            "bytes" => arguments.bytes = number()?,
-            "rounds" => arguments.rounds = number()? as usize,
+            "memory" => arguments.memory = true,
+            "files" => arguments.files = number()?,
+            "bytes" => arguments.bytes = number()? as u64,
+            "rounds" => arguments.rounds = number()?,
+            "layers" => arguments.layers.push(text()?),
+            "make" => arguments.make = Some(text()?),
             _ => return Err(format!("There is no option --{name}.")),
         }
     }
@@ -116,15 +134,24 @@ fn parse() -> Result<Arguments, String> {
 }
 
 fn run(arguments: &Arguments) -> Result<(), String> {
-    let place = Place::new(arguments).map_err(|error| format!("The data cannot be made: {error}."))?;
+    let place = Place::new(arguments);
+    let failed = |error| format!("The data cannot be made: {error}.");
+    if let Some(layers) = &arguments.make {
+        return memory::make(&place, layers).map_err(failed);
+    }
+    let place = &Cleared(place);
+    if arguments.memory {
+        return memory::run(place, &arguments.layers).map_err(|error| format!("{error}."));
+    }
+    place.make_layers().map_err(failed)?;
     println!("{} files, a large file of {} bytes\n", arguments.files, arguments.bytes);
     println!("| row | time, as a ratio to the other program | memory in MiB |\n| --- | --- | --- |");
     for row in &ROWS {
         let mut ratios = Vec::new();
         let mut peak = 0;
         for _ in 0..arguments.rounds {
-            let ours = measure(&place, row.ours).map_err(|error| format!("{}: {error}.", row.name))?;
-            let other = measure(&place, row.other).map_err(|error| format!("{}: {error}.", row.name))?;
+            let ours = measure(place, row.ours).map_err(|error| format!("{}: {error}.", row.name))?;
+            let other = measure(place, row.other).map_err(|error| format!("{}: {error}.", row.name))?;
             ratios.push(ours.time.as_secs_f64() / other.time.as_secs_f64());
             peak = peak.max(ours.peak);
         }
@@ -143,7 +170,11 @@ struct Measurement {
 
 /// Prepares and runs a command. The time includes the sync of all that it wrote.
 fn measure(place: &Place, ready: fn(&Place) -> io::Result<Command>) -> io::Result<Measurement> {
-    let mut command = ready(place)?;
+    run_measured(ready(place)?, place)
+}
+
+/// Runs a command.
+fn run_measured(mut command: Command, place: &Place) -> io::Result<Measurement> {
     rustix::fs::sync();
     let start = Instant::now();
     let child = command.stdout(Stdio::null()).spawn()?;
@@ -172,11 +203,9 @@ struct Place {
 }
 
 impl Place {
-    fn new(arguments: &Arguments) -> io::Result<Self> {
+    fn new(arguments: &Arguments) -> Self {
         let top = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layers");
-        let place = Self { top, files: arguments.files, bytes: arguments.bytes };
-        place.make_layers()?;
-        Ok(place)
+        Self { top, files: arguments.files, bytes: arguments.bytes }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -194,14 +223,10 @@ impl Place {
     /// Makes a new lower and a new upper layer of small files.
     fn make_layers(&self) -> io::Result<()> {
         let (lower, upper) = self.make_empty()?;
-        make_files(&lower, 0..LOWER_FILES)?;
-        make_files(&upper, LOWER_FILES / 2..self.files)?;
+        make_files(&lower, 0..LOWER_FILES, WIDTH, SMALL)?;
+        make_files(&upper, LOWER_FILES / 2..self.files, WIDTH, SMALL)?;
         for file in (0..LOWER_FILES / 2).step_by(10) {
-            let name = file_of(&upper, file);
-            fs::create_dir_all(name.parent().unwrap_or(&upper))?;
-            let mut hidden = std::ffi::OsString::from(".wh.");
-            hidden.push(name.file_name().unwrap_or(OsStr::new("")));
-            fs::write(name.with_file_name(hidden), "")?;
+            hide(&file_of(&upper, file, WIDTH))?;
         }
         Ok(())
     }
@@ -242,7 +267,18 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+/// The folder, which is removed at the end.
+struct Cleared(Place);
+
+impl Deref for Cleared {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.0
+    }
+}
+
+impl Drop for Cleared {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.top) {
             eprintln!("layers: {} cannot be removed: {error}.", self.top.display());
@@ -288,22 +324,4 @@ fn remove(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
-}
-
-/// Returns the path of a small file.
-fn file_of(top: &Path, file: usize) -> PathBuf {
-    top.join(format!("dir{}/file{}", file / WIDTH, file % WIDTH))
-}
-
-fn make_files(top: &Path, files: std::ops::Range<usize>) -> io::Result<()> {
-    for file in files {
-        let path = file_of(top, file);
-        if file % WIDTH == 0 {
-            fs::create_dir_all(path.parent().unwrap_or(top))?;
-        }
-        let mut content = vec![b'.'; SMALL];
-        write!(&mut content[..], "{} {file}", top.display())?;
-        fs::write(path, content)?;
-    }
-    Ok(())
 }

@@ -1,17 +1,28 @@
 //! OCI image layouts: a directory with the layers of images, as skopeo, podman and umoci read and
-//! write it (image-spec, `image-layout.md`).
+//! write it (image-spec, `image-layout.md`). A layout may also be in an archive.
 //!
 //! Every blob that is read is compared with its size and digest.
+//!
+//! | file | subject |
+//! | --- | --- |
+//! | `bundle` | reads parts of an image in an archive |
+//! | `docker` | the archives of `docker save` |
 
 use std::env::consts;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::Error;
 use super::archive::compress::{Compression, Digest, Hashed};
+use bundle::Bundle;
+
+mod bundle;
+mod docker;
 
 /// The most bytes of an index, a manifest or a configuration.
 const DOCUMENT_MAX: u64 = 4 << 20;
@@ -25,9 +36,36 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
+/// The file that makes a directory a layout.
+const VERSION: &str = "oci-layout";
+/// The list of images in a layout.
+const IMAGES: &str = "index.json";
+
 /// An image layout.
 pub struct Layout {
+    /// The directory, or the archive. Then paths of parts begin with the path of the archive too.
     dir: PathBuf,
+    bundle: Option<Bundle>,
+}
+
+/// A layer of an image in a layout.
+pub struct StoredLayer {
+    /// Its path, for [`Layout::part`].
+    pub path: PathBuf,
+    /// The size of the file in bytes.
+    pub size: u64,
+    /// The digest and size of the file, and the descriptor that says them. None in an archive of
+    /// docker, where nothing does.
+    pub wanted: Option<(Blob, Value)>,
+    /// The digest without compression (DiffID).
+    pub diff_id: Digest,
+}
+
+impl StoredLayer {
+    /// Returns the form that the image says.
+    pub fn media_type(&self) -> &str {
+        self.wanted.as_ref().map_or("layer of docker", |(_, said)| said["mediaType"].as_str().unwrap_or("no type"))
+    }
 }
 
 /// The digest and the size of a blob.
@@ -57,6 +95,17 @@ pub struct ImageName {
 }
 
 impl ImageName {
+    /// Returns the image of a word `PATH:TAG`, if the path exists. A tag may have colons and
+    /// slashes.
+    pub fn existing(word: &OsStr) -> Option<Self> {
+        let bytes = word.as_bytes();
+        let colons = bytes.iter().enumerate().rev().filter(|(at, byte)| **byte == b':' && at + 1 < bytes.len());
+        colons.map(|(at, _)| (Path::new(OsStr::from_bytes(&bytes[..at])), &bytes[at + 1..])).find_map(|(path, tag)| {
+            let tag = str::from_utf8(tag).ok().filter(|_| path.exists())?;
+            Some(ImageName { layout: path.to_owned(), tag: Some(tag.to_owned()) })
+        })
+    }
+
     /// Parses `LAYOUT` or `LAYOUT:TAG`. A colon behind the last slash begins a tag.
     pub fn parse(text: &Path) -> Self {
         let name = text.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once(':'));
@@ -70,24 +119,52 @@ impl ImageName {
 }
 
 impl Layout {
-    /// Opens a layout.
+    /// Opens a layout, or the archive of one, or one of `docker save`.
     ///
     /// # Errors
     ///
     /// - [`Error::At`]: it cannot be read, or is none.
-    pub fn open(dir: &Path) -> Result<Self, Error> {
-        let layout = Layout { dir: dir.to_owned() };
-        let path = dir.join("oci-layout");
-        let said = layout.document(&path, None)?;
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        if path.is_dir() {
+            let layout = Layout { dir: path.to_owned(), bundle: None };
+            return layout.check_version().map(|()| layout);
+        }
+        let none = "it is no archive of an image, or is compressed";
+        Self::in_archive(path)?.ok_or_else(|| Error::at("use", path, io::Error::other(none)))
+    }
+
+    /// Opens the layout in an archive, or what `docker save` writes. None if that has no image.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::At`]: it cannot be read, or has another version.
+    pub fn in_archive(path: &Path) -> Result<Option<Self>, Error> {
+        let bundle = Bundle::open(path).map_err(|cause| Error::at("read", path, cause))?;
+        let Some(bundle) = bundle else { return Ok(None) };
+        let is_oci = bundle.has(VERSION);
+        let layout = Layout { dir: path.to_owned(), bundle: Some(bundle) };
+        let bytes = |name: &str| layout.bytes(&layout.dir.join(name)).ok();
+        if !is_image(bytes) {
+            return Ok(None);
+        }
+        if is_oci {
+            layout.check_version()?;
+        }
+        Ok(Some(layout))
+    }
+
+    fn check_version(&self) -> Result<(), Error> {
+        let path = self.dir.join(VERSION);
+        let said = self.document(&path, None)?;
         match said["imageLayoutVersion"].as_str() {
-            Some(version) if version.starts_with("1.") => Ok(layout),
+            Some(version) if version.starts_with("1.") => Ok(()),
             _ => Err(Error::at("read", path, io::Error::other("it does not name the version 1 of layouts"))),
         }
     }
 
     /// Whether a directory is a layout.
     pub fn is_at(dir: &Path) -> bool {
-        dir.join("oci-layout").is_file()
+        dir.join(VERSION).is_file()
     }
 
     /// Opens a layout, or makes an empty one.
@@ -104,10 +181,10 @@ impl Layout {
             return Err(failed(io::Error::other("the directory has other content")));
         }
         fs::create_dir_all(dir.join("blobs/sha256")).map_err(failed)?;
-        let layout = Layout { dir: dir.to_owned() };
-        layout.replace("index.json", &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}))?;
+        let layout = Layout { dir: dir.to_owned(), bundle: None };
+        layout.replace(IMAGES, &json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}))?;
         // The last file makes it a layout.
-        layout.replace("oci-layout", &json!({"imageLayoutVersion": "1.0.0"}))?;
+        layout.replace(VERSION, &json!({"imageLayoutVersion": "1.0.0"}))?;
         Ok(layout)
     }
 
@@ -118,8 +195,11 @@ impl Layout {
     /// - [`Error::At`]: a part cannot be read, is damaged, or has another digest.
     /// - [`Error::Refused`]: there is no such image, or several without a tag.
     pub fn image(&self, tag: Option<&str>) -> Result<Image, Error> {
-        let index = self.document(&self.dir.join("index.json"), None)?;
-        let mut found = self.tagged(&index, tag)?;
+        let index = self.document(&self.dir.join(IMAGES), None)?;
+        let images = index["manifests"].as_array().into_iter().flatten();
+        let images: Vec<_> =
+            images.map(|image| (tag_of(image).map(str::to_owned).into_iter().collect(), image)).collect();
+        let mut found = self.choose(&images, tag)?.clone();
         for _ in 0..INDEXES {
             let path = self.blob_path(&blob_of(&found, &self.dir)?.digest);
             let document = self.document(&path, Some(&found))?;
@@ -132,17 +212,40 @@ impl Layout {
         Err(self.refused("has indexes in indexes"))
     }
 
-    /// Returns the entry of the index with this tag.
-    fn tagged(&self, index: &Value, tag: Option<&str>) -> Result<Value, Error> {
-        let images: Vec<_> = index["manifests"].as_array().into_iter().flatten().collect();
-        let with = |tag| images.iter().find(|image| tag_of(image) == Some(tag)).copied();
-        let found = match (tag, &images[..]) {
+    /// Returns the layers of an image, the lowest first.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Layout::image`].
+    pub fn layers(&self, tag: Option<&str>) -> Result<Vec<StoredLayer>, Error> {
+        self.stored(tag).map(|(_, layers)| layers)
+    }
+
+    /// Returns the configuration of an image, and its layers, the lowest first.
+    fn stored(&self, tag: Option<&str>) -> Result<(Value, Vec<StoredLayer>), Error> {
+        if self.bundle.as_ref().is_some_and(|bundle| !bundle.has(VERSION)) {
+            return docker::stored(self, tag);
+        }
+        let layer = |(descriptor, diff_id): (Value, Digest)| {
+            let blob = blob_of(&descriptor, &self.dir)?;
+            let path = self.blob_path(&blob.digest);
+            Ok(StoredLayer { path, size: blob.size, wanted: Some((blob, descriptor)), diff_id })
+        };
+        let Image { config, layers } = self.image(tag)?;
+        Ok((config, layers.into_iter().map(layer).collect::<Result<_, Error>>()?))
+    }
+
+    /// Returns the image with this tag. Each image has its tags before it.
+    fn choose<'i>(&self, images: &[(Vec<String>, &'i Value)], tag: Option<&str>) -> Result<&'i Value, Error> {
+        let with =
+            |tag: &str| images.iter().find(|(tags, _)| tags.iter().any(|one| one == tag)).map(|(_, image)| *image);
+        let found = match (tag, images) {
             (Some(tag), _) => with(tag),
-            (None, [only]) => Some(*only),
+            (None, [(_, only)]) => Some(*only),
             (None, _) => with("latest"),
         };
-        found.cloned().ok_or_else(|| {
-            let tags: Vec<_> = images.iter().filter_map(|image| tag_of(image)).collect();
+        found.ok_or_else(|| {
+            let tags: Vec<_> = images.iter().flat_map(|(tags, _)| tags.iter().map(String::as_str)).collect();
             match tag {
                 _ if images.is_empty() => self.refused("has no image"),
                 Some(tag) => self.refused(&format!("has no image with the tag {tag}, only: {}", tags.join(", "))),
@@ -168,20 +271,9 @@ impl Layout {
         let layers = manifest["layers"].as_array().ok_or_else(|| damaged("it is no manifest of an image"))?;
         let config_path = self.blob_path(&blob_of(&manifest["config"], path)?.digest);
         let config = self.document(&config_path, Some(&manifest["config"]))?;
-        let diff_ids = config["rootfs"]["diff_ids"].as_array().into_iter().flatten();
-        let diff_ids = diff_ids.map(|digest| digest.as_str().and_then(Digest::parse)).collect::<Option<Vec<_>>>();
-        let diff_ids = diff_ids.filter(|digests| digests.len() == layers.len());
+        let diff_ids = diff_ids(&config, layers.len());
         let diff_ids = diff_ids.ok_or_else(|| damaged("its configuration does not have the digest of each layer"))?;
         Ok(Image { config, layers: layers.iter().cloned().zip(diff_ids).collect() })
-    }
-
-    /// Returns the digest and size of a layer of an image.
-    ///
-    /// # Errors
-    ///
-    /// - [`Error::At`]: the descriptor is damaged.
-    pub fn blob_of(&self, descriptor: &Value) -> Result<Blob, Error> {
-        blob_of(descriptor, &self.dir)
     }
 
     /// The directory.
@@ -196,18 +288,39 @@ impl Layout {
 
     /// Reads a JSON document. With a descriptor it must be that blob.
     fn document(&self, path: &Path, descriptor: Option<&Value>) -> Result<Value, Error> {
-        let failed = |cause| Error::at("read", path, cause);
-        let mut bytes = Vec::new();
-        let file = File::open(path).map_err(failed)?;
-        file.take(DOCUMENT_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > DOCUMENT_MAX {
-            return Err(failed(io::Error::other(format!("it has more than {DOCUMENT_MAX} bytes"))));
-        }
+        let bytes = self.bytes(path)?;
         if let Some(descriptor) = descriptor {
             let found = Blob { digest: Digest::of(&bytes), size: bytes.len() as u64 };
             check_blob(path, &blob_of(descriptor, path)?, &found)?;
         }
-        serde_json::from_slice(&bytes).map_err(|error| failed(io::Error::other(error)))
+        serde_json::from_slice(&bytes).map_err(|error| Error::at("read", path, io::Error::other(error)))
+    }
+
+    /// Reads a small file of the layout.
+    fn bytes(&self, path: &Path) -> Result<Vec<u8>, Error> {
+        let failed = |cause| Error::at("read", path, cause);
+        let mut bytes = Vec::new();
+        let (part, _) = self.part(path).map_err(failed)?;
+        part.take(DOCUMENT_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+        match bytes.len() as u64 > DOCUMENT_MAX {
+            true => Err(failed(io::Error::other(format!("it has more than {DOCUMENT_MAX} bytes")))),
+            false => Ok(bytes),
+        }
+    }
+
+    /// Returns a reader of a file of the layout, and the length of that.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`File::open`].
+    pub fn part(&self, path: &Path) -> io::Result<(Box<dyn Read + '_>, u64)> {
+        let Some(bundle) = &self.bundle else {
+            let file = File::open(path)?;
+            let length = file.metadata()?.len();
+            return Ok((Box::new(file), length));
+        };
+        let (part, length) = bundle.part(path.strip_prefix(&self.dir).unwrap_or(path))?;
+        Ok((Box::new(part), length))
     }
 
     fn refused(&self, cause: &str) -> Error {
@@ -250,24 +363,42 @@ impl Layout {
         added
     }
 
-    /// Copies a layer of another layout, unless it is here already.
+    /// Copies the layers of an image of another layout, unless they are here already. Returns the
+    /// image.
     ///
     /// # Errors
     ///
-    /// - [`Error::At`]: it cannot be read or written, or has another digest.
-    pub fn copy_blob(&self, from: &Layout, descriptor: &Value) -> Result<(), Error> {
-        let wanted = blob_of(descriptor, &from.dir)?;
-        if self.blob_path(&wanted.digest).is_file() {
-            return Ok(());
+    /// - [`Error::At`]: a layer cannot be read or written, or has another digest.
+    ///
+    /// Others of [`Layout::image`].
+    pub fn take_image(&self, from: &Layout, tag: Option<&str>) -> Result<Image, Error> {
+        let (config, layers) = from.stored(tag)?;
+        let take = |layer: StoredLayer| Ok((self.take_layer(from, &layer)?, layer.diff_id));
+        Ok(Image { config, layers: layers.into_iter().map(take).collect::<Result<_, Error>>()? })
+    }
+
+    /// Copies a layer of another layout. Returns its descriptor.
+    fn take_layer(&self, from: &Layout, layer: &StoredLayer) -> Result<Value, Error> {
+        let StoredLayer { path, wanted, diff_id, .. } = layer;
+        let digest = wanted.as_ref().map_or(diff_id, |(blob, _)| &blob.digest);
+        if let Some((_, descriptor)) = wanted.as_ref().filter(|_| self.blob_path(digest).is_file()) {
+            return Ok(descriptor.clone());
         }
-        let source = from.blob_path(&wanted.digest);
         let (found, ()) = self.add_blob(|to| {
-            let file = File::open(&source).map_err(|cause| Error::at("read", &source, cause))?;
-            io::copy(&mut BufReader::with_capacity(1 << 17, file), to)
-                .map(drop)
-                .map_err(|cause| Error::at("copy", &source, cause))
+            let (part, _) = from.part(path).map_err(|cause| Error::at("read", path, cause))?;
+            let copied = io::copy(&mut BufReader::with_capacity(1 << 17, part), to);
+            copied.map(drop).map_err(|cause| Error::at("copy", path, cause))
         })?;
-        check_blob(&source, &wanted, &found)
+        if let Some((blob, descriptor)) = wanted {
+            return check_blob(path, blob, &found).map(|()| descriptor.clone());
+        }
+        match found.digest == *diff_id {
+            true => Ok(layer_descriptor(&found, Compression::None)),
+            false => {
+                let cause = format!("its digest is {}, and its image says {diff_id}", found.digest);
+                Err(Error::at("use", path, io::Error::other(cause)))
+            }
+        }
     }
 
     /// Writes the configuration and the manifest of an image, and gives it a tag. An image that had
@@ -290,13 +421,13 @@ impl Layout {
         }))?;
         let mut entry = descriptor(MANIFEST, &manifest);
         entry["annotations"] = json!({TAG: tag});
-        let mut index = self.document(&self.dir.join("index.json"), None)?;
+        let mut index = self.document(&self.dir.join(IMAGES), None)?;
         let Some(images) = index["manifests"].as_array_mut() else {
             return Err(self.refused("has a damaged index"));
         };
         images.retain(|image| tag_of(image) != Some(tag));
         images.push(entry);
-        self.replace("index.json", &index)
+        self.replace(IMAGES, &index)
     }
 
     fn add_document(&self, document: &Value) -> Result<Blob, Error> {
@@ -321,6 +452,21 @@ pub fn layer_descriptor(blob: &Blob, compression: Compression) -> Value {
 /// Returns the configuration of an image without layers for this system and processor.
 pub fn new_config() -> Value {
     json!({"architecture": architecture(), "os": consts::OS, "config": {}, "history": []})
+}
+
+/// Whether a directory has an image: a layout, or what `docker save` writes. `file` returns the
+/// content of a file.
+pub fn is_image(file: impl Fn(&str) -> Option<Vec<u8>>) -> bool {
+    let parsed = |name| file(name).and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    parsed(VERSION).is_some_and(|said| said["imageLayoutVersion"].is_string()) && file(IMAGES).is_some()
+        || parsed(docker::MANIFEST).is_some_and(|list| docker::is_list(&list))
+}
+
+/// Returns the digests without compression that a configuration has for this many layers.
+fn diff_ids(config: &Value, count: usize) -> Option<Vec<Digest>> {
+    let digests = config["rootfs"]["diff_ids"].as_array()?.iter();
+    let digests: Vec<_> = digests.map(|digest| Digest::parse(digest.as_str()?)).collect::<Option<_>>()?;
+    Some(digests).filter(|digests| digests.len() == count)
 }
 
 /// Compares a blob with the one that was wanted.

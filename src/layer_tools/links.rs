@@ -1,18 +1,19 @@
-//! The objects with several names that an archive has already, and the path of the first name.
+//! The objects with several names that a target has already, and the path of the first name.
 //!
 //! A tree may have a million of them, so the table keeps each directory once, and for each object
 //! its name and 16 bytes.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+use crate::overlay::on_disk::CompactMap;
 
 /// The table.
 #[derive(Default)]
 pub struct Links {
     /// The place in `names` of the first name of an inode number, and the count of names to come.
-    first: HashMap<u64, (u32, u32)>,
+    first: CompactMap<u64, (u32, u32)>,
     /// The directory of a name, its length and the name, one behind the other.
     names: Vec<u8>,
     dirs: Vec<PathBuf>,
@@ -23,18 +24,17 @@ const HEAD: usize = 6;
 
 impl Links {
     /// Returns the path of the first name of the object `ino`, which has `count` names. None if
-    /// this one, `path`, is the first.
+    /// this one, `path`, is the first. Call it once for each name.
     pub fn meet(&mut self, ino: u64, count: u32, path: &Path) -> Option<PathBuf> {
-        if let Some((at, left)) = self.first.get_mut(&ino) {
-            let (at, is_last) = (*at as usize, *left <= 1);
-            *left = left.saturating_sub(1);
-            if is_last {
-                self.first.remove(&ino);
-            }
-            return self.path(at);
+        if let Some((at, left)) = self.first.get(ino) {
+            match left {
+                ..=1 => self.first.remove(ino),
+                _ => self.first.insert(ino, (at, left - 1)),
+            };
+            return self.path(at as usize);
         }
         let (dir, name) = (path.parent().unwrap_or(Path::new("")), path.file_name()?.as_bytes());
-        // A table that is full costs a copy of the object, not its content.
+        // A table that is full costs a copy of the object.
         let (Ok(at), Ok(length)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else { return None };
         if self.dirs.last().is_none_or(|last| last != dir) {
             self.dirs.push(dir.to_owned());

@@ -1,0 +1,67 @@
+//! The memory of each subcommand at layers with very many files ([`shapes`](super::shapes)).
+
+use std::env;
+use std::io::{self, Write};
+use std::process::Command;
+
+use super::shapes::SHAPES;
+use super::{Place, empty, import, run_measured};
+
+/// A subcommand, its arguments behind the layers, and whether it needs new layers: one before has
+/// changed them.
+type Row = (&'static str, &'static str, &'static [&'static str], bool);
+
+const COMMANDS: [Row; 14] = [
+    ("info", "info", &[], true),
+    ("diff", "diff", &[], false),
+    ("export", "export", &["archive.tar"], false),
+    ("import", "import", &[], false),
+    ("vacuum", "vacuum", &["--dry-run"], false),
+    ("flatten", "flatten", &["--into", "flat"], false),
+    ("commit --into", "commit", &["--into", "copy"], false),
+    ("commit --include", "commit", &["--include", "**/*5"], false),
+    ("discard", "discard", &[], false),
+    ("commit --atomic", "commit", &["--atomic"], true),
+    ("convert --to kernel", "convert", &["--to", "kernel", "--work", "work"], true),
+    ("convert --to oci", "convert", &["--to", "oci", "--work", "work"], false),
+    ("convert --deref", "convert", &["--deref", "--work", "work"], false),
+    ("commit", "commit", &["--work", "work"], false),
+];
+
+/// Prints a table of the largest resident memory, at the layers with these names or at all.
+pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
+    println!("{} files, memory in MiB\n", place.files);
+    println!("| layers | {} |", COMMANDS.map(|(name, ..)| name).join(" | "));
+    println!("| --- {}|", "| --- ".repeat(COMMANDS.len()));
+    for (name, _) in SHAPES.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|one| one == name)) {
+        print!("| {name} |");
+        for (_, command, arguments, needs_new) in COMMANDS {
+            if needs_new {
+                make_apart(place, name)?;
+            }
+            let mut command = if command == "import" { import(place)? } else { place.tool(command) };
+            command.current_dir(place.path("")).args(arguments);
+            print!(" {} |", run_measured(command, place)?.peak >> 20);
+            io::stdout().flush()?;
+        }
+        println!();
+    }
+    Ok(())
+}
+
+/// Makes new layers in another process.
+fn make_apart(place: &Place, name: &str) -> io::Result<()> {
+    let made =
+        Command::new(env::current_exe()?).args(["--make", name, "--files", &place.files.to_string()]).status()?;
+    if made.success() { Ok(()) } else { Err(io::Error::other(format!("the layers {name} cannot be made"))) }
+}
+
+/// Makes the layers with this name, and empty directories for the results.
+pub fn make(place: &Place, name: &str) -> io::Result<()> {
+    let (_, make) = SHAPES.iter().find(|(known, _)| *known == name).ok_or(io::ErrorKind::NotFound)?;
+    place.make_empty()?;
+    for target in ["flat", "copy", "work", "imported"] {
+        empty(place.path(target))?;
+    }
+    make(&place.top, place.files)
+}
