@@ -81,14 +81,16 @@ impl<L: Layer> Relink<'_, L> {
                     frames.push(next);
                 }
                 Some((name, kind, _)) => self.link(frame, &name, kind)?,
-                None if let Some(from) = frame.next.take() => {
-                    let listing = self.read(&frame.path, &frame.from, &from, has_devices)?;
-                    self.go_on(frame, listing)?;
-                }
-                None => {
-                    self.finish(frame).map_err(|error| failed(&frame.path, error))?;
-                    frames.pop();
-                }
+                None => match frame.next.take() {
+                    Some(from) => {
+                        let listing = self.read(&frame.path, &frame.from, &from, has_devices)?;
+                        self.go_on(frame, listing)?;
+                    }
+                    None => {
+                        self.finish(frame).map_err(|error| failed(&frame.path, error))?;
+                        frames.pop();
+                    }
+                },
             }
         }
         Ok(features)
