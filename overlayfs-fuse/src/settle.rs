@@ -20,8 +20,9 @@
 //! synced, and its mark is removed.
 //!
 //! After the last sync, once the layers are unlocked, the process `unmounter` makes the ending:
-//! what happens to the changes then. umount waits for it too. If anything failed before, the
-//! changes stay.
+//! what happens to the changes then. umount waits for it too, so with an ending it waits from the
+//! start to the end, also when nothing is left to sync. If anything failed before, the changes
+//! stay.
 //!
 //! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.
 //!
@@ -55,6 +56,8 @@ const PAUSE: Duration = Duration::from_millis(700);
 const REST: Duration = Duration::from_secs(10);
 /// How often to ask, while changes go on, whether a thread waits.
 const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How often to ask so while only the ending is left. A remount waits as long.
+const ASK_AT_REST: Duration = Duration::from_secs(5);
 /// How long a remount waits at most if the answer is unknown.
 const MOST: Duration = Duration::from_secs(10);
 /// How long the thread of [`Settler::run`] waits for more changes before it ends.
@@ -131,6 +134,8 @@ pub struct Settler {
     changed: Condvar,
     /// Wakes the thread that starts [`Settler::run`].
     waker: Option<Arc<Waker>>,
+    /// Wakes [`Settler::run`] from its wait for umount.
+    caller: Waker,
     /// Learns when the layers are about to be unlocked.
     kept: OnceLock<Arc<Kept>>,
 }
@@ -192,6 +197,7 @@ impl Settler {
     /// # Errors
     ///
     /// - ENOENT: `/proc` is not mounted.
+    /// - EMFILE, ENFILE: too many files are open.
     pub fn new(
         device: Device,
         (waiter, prober): (Waiter, Prober),
@@ -232,6 +238,7 @@ impl Settler {
             state: Mutex::new(state),
             changed: Condvar::new(),
             waker: None,
+            caller: Waker::new()?,
             kept: OnceLock::new(),
         })
     }
@@ -246,9 +253,14 @@ impl Settler {
     /// [`Settler::unclaim`].
     pub fn claim(&self) -> bool {
         let mut state = self.state();
-        let is_needed = state.dirty && !state.runs && !state.ended;
+        let is_needed = self.has_work(&state) && !state.runs;
         state.runs |= is_needed;
         is_needed
+    }
+
+    /// Whether there are changes to sync, or an ending for which umount waits.
+    fn has_work(&self, state: &State) -> bool {
+        !state.ended && (state.dirty || self.ending.is_some() && !state.retired)
     }
 
     /// Notes that the thread is not there.
@@ -261,8 +273,14 @@ impl Settler {
     fn call(&self, state: &State) {
         match &self.waker {
             Some(waker) if !state.runs => waker.wake(),
-            _ => self.changed.notify_all(),
+            _ => self.notify(),
         }
+    }
+
+    /// Wakes [`Settler::run`], wherever it waits.
+    fn notify(&self) {
+        self.changed.notify_all();
+        self.caller.wake();
     }
 
     /// Goes on after another process, which asked the process `unmounter` so many times to wait,
@@ -398,7 +416,7 @@ impl Settler {
     pub fn pause(&self) -> Result<()> {
         let mut state = self.state();
         state.pausing = true;
-        self.changed.notify_all();
+        self.notify();
         let is_busy = |state: &mut State| state.runs && !state.paused && !state.retired && !state.ended;
         let state = self.changed.wait_while(state, is_busy).unwrap_or_else(PoisonError::into_inner);
         if state.retired || state.ended {
@@ -448,7 +466,7 @@ impl Settler {
         }
         let mut state = self.state();
         self.hear(&mut state);
-        if !state.dirty || !matches!(state.hold, Hold::Asked) || header.pid != state.waiter {
+        if !self.has_work(&state) || !matches!(state.hold, Hold::Asked) || header.pid != state.waiter {
             return false;
         }
         state.hold = Hold::Held { unique: header.unique, answer: later() };
@@ -465,13 +483,13 @@ impl Settler {
     }
 
     /// Completes and syncs changes, each time when they are due, until none is left, or until
-    /// [`Settler::stop`].
+    /// [`Settler::stop`]. With an ending it goes on until that.
     pub fn run(&self) {
         loop {
-            let is_idle = |state: &mut State| !state.dirty && !state.ended && !state.pausing;
+            let is_idle = |state: &mut State| !self.has_work(state) && !state.ended && !state.pausing;
             let waited = self.changed.wait_timeout_while(self.state(), LINGER, is_idle);
             let mut state = self.rest_in_pause(waited.unwrap_or_else(PoisonError::into_inner).0);
-            if !state.dirty || state.ended {
+            if !self.has_work(&state) {
                 state.runs = false;
                 self.changed.notify_all();
                 return;
@@ -482,16 +500,18 @@ impl Settler {
         }
     }
 
-    /// Waits until changes are due, then completes and syncs them.
+    /// Waits until changes are due, then completes and syncs them. Without changes, waits for one
+    /// or for umount.
     fn settle_in_time(&self) {
         let since = Instant::now();
-        let mut ask_at = since + ASK_EVERY;
+        let is_dirty = self.state().dirty;
+        let mut asked_at = since;
         // The number of changes after which everything is complete.
         let mut completed = None;
         loop {
             let (changes, last_change, mut elsewhere) = {
                 let state = self.state();
-                if state.ended || state.pausing {
+                if state.ended || state.pausing || state.dirty != is_dirty {
                     return;
                 }
                 (state.changes, state.last_change, state.elsewhere)
@@ -505,16 +525,18 @@ impl Settler {
             }
             let now = Instant::now();
             let due = last_change + if completed == Some(changes) { REST } else { PAUSE };
+            let is_due = is_dirty && now >= due;
+            let ask_at = asked_at + if is_dirty || elsewhere { ASK_EVERY } else { ASK_AT_REST };
             let mut is_awaited = false;
-            if now >= ask_at || now >= due && elsewhere {
-                ask_at = now + ASK_EVERY;
+            if now >= ask_at || is_due && elsewhere {
+                asked_at = now;
                 is_awaited = self.prober.is_awaited(self.device).unwrap_or(now - since >= MOST);
             }
             if is_awaited && elsewhere {
                 return self.retire();
             }
-            if now < due && !is_awaited {
-                self.wait(due.min(ask_at) - now);
+            if !is_due && !is_awaited {
+                self.wait(if is_dirty { due.min(ask_at) } else { ask_at }.saturating_duration_since(now));
                 continue;
             }
             if changes > 0 || self.overlay().has_unfinished() {
@@ -531,8 +553,8 @@ impl Settler {
     }
 
     /// Ends a sync that began at the number of changes `changes`. If no change came since, the
-    /// overlay rests, and umount no longer waits. Otherwise returns false, and umount waits on. But
-    /// with `is_awaited` a remount waits, and goes on in both cases.
+    /// overlay rests, and umount no longer waits, except for an ending. Otherwise returns false,
+    /// and umount waits on. But with `is_awaited` a remount waits, and goes on in both cases.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
         let overlay = self.overlay();
         let synced = overlay.sync_completed();
@@ -549,9 +571,11 @@ impl Settler {
         if !is_still && !is_awaited {
             return false;
         }
-        state.release(Hold::None);
         state.dirty = !is_still;
-        if state.dirty {
+        if is_awaited || !self.has_work(&state) {
+            state.release(Hold::None);
+        }
+        if self.has_work(&state) {
             self.ask(&mut state);
         }
         true
@@ -608,21 +632,29 @@ impl Settler {
         }
     }
 
-    /// Waits for this time, or until the table of mounts changes or the other process writes.
+    /// Waits for this time, or until the table of mounts changes, the other process writes, or
+    /// another thread calls.
     fn wait(&self, time: Duration) {
         let line = self.waiter.line();
-        let mut ready =
-            [PollFd::new(&self.mounts, PollFlags::PRI), PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN)];
         // Each mount namespace counts the changes of its table, so poll(2) misses none.
-        let count = if matches!(self.state().hold, Hold::Impossible) { 1 } else { 2 };
+        let mut ready = [
+            PollFd::new(&self.mounts, PollFlags::PRI),
+            PollFd::new(&self.caller, PollFlags::IN),
+            PollFd::from_borrowed_fd(line.as_fd(), PollFlags::IN),
+        ];
+        let count = if matches!(self.state().hold, Hold::Impossible) { 2 } else { 3 };
         let _ = poll(
             &mut ready[..count],
             Some(&Timespec { tv_sec: time.as_secs() as i64, tv_nsec: time.subsec_nanos().into() }),
         );
-        if !ready[0].revents().is_empty() {
+        let [mounts, caller, line] = ready.map(|ready| !ready.revents().is_empty());
+        if mounts {
             self.mounts_changed.store(true, Ordering::Relaxed);
         }
-        if count == 2 && !ready[1].revents().is_empty() {
+        if caller {
+            self.caller.clear();
+        }
+        if line {
             self.hear(&mut self.state());
         }
     }
@@ -678,7 +710,7 @@ impl Settler {
     pub fn stop(&self) {
         let mut state = self.state();
         state.ended = true;
-        self.changed.notify_all();
+        self.notify();
         state.release(Hold::Impossible);
     }
 

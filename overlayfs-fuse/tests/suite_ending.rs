@@ -12,11 +12,16 @@ mod run;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::process::Output;
+use std::thread;
+use std::time::Duration;
 
 use fixture::Fixture;
 use mount::{eventually, is_mounted, program_for};
 use rustix::mount::{UnmountFlags, unmount};
 use test_common::{names, put};
+
+/// The time after which everything is synced.
+const AT_REST: Duration = Duration::from_secs(2);
 
 fn filled() -> Fixture {
     let fixture = Fixture::with_work();
@@ -38,9 +43,14 @@ impl Fixture {
         fs::write(point.join("large"), "small").unwrap();
     }
 
+    /// Unmounts. `overlayfs-fuse ls` of another suite may have the mount open for a moment.
     fn umount(&self) {
-        let output = run::finish(run::command("umount").arg(self.point()));
-        assert!(output.status.success(), "{}", said(&output));
+        eventually("it is unmounted", || {
+            let output = run::finish(run::command("umount").arg(self.point()));
+            let said = said(&output);
+            assert!(output.status.success() || said.contains("target is busy"), "{said}");
+            output.status.success()
+        });
     }
 }
 
@@ -73,6 +83,24 @@ fn the_changes_are_discarded_or_committed_when_umount_returns() {
             let length = fs::metadata(fixture.path("lower/large")).unwrap().len();
             assert_eq!(length, if is_committed { 5 } else { 4 << 20 }, "{more}");
         }
+    }
+}
+
+/// umount waits also if everything has long been synced, and a remount does not wait for the end.
+#[test]
+fn umount_waits_for_the_ending_of_a_mount_at_rest() {
+    for more in [",on_exit=commit", ",on_exit=discard", ",on_exit=commit-atomic,format=kernel"] {
+        let fixture = filled();
+        assert!(fixture.start(more).status.success());
+        fixture.change();
+        thread::sleep(AT_REST);
+        let output = run::finish(run::command("mount").args(["-i", "-o", "remount,ro"]).arg(fixture.point()));
+        assert!(output.status.success(), "{}", said(&output));
+        thread::sleep(AT_REST);
+        fixture.umount();
+        assert_eq!(names(&fixture.path("upper")), [""; 0], "{more}");
+        let expected = if more.contains("commit") { ["large", "new"] } else { ["large", "old"] };
+        assert_eq!(names(&fixture.path("lower")), expected, "{more}");
     }
 }
 
