@@ -18,6 +18,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use overlayfs::control::frame::{self, Frame};
@@ -167,12 +168,15 @@ fn listed() -> Vec<Value> {
     String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Returns the object of a mount point.
-fn listed_at(point: &Path) -> Value {
-    let found: Vec<_> =
-        listed().into_iter().filter(|object| object["mount_point"] == *point.to_str().unwrap()).collect();
+/// Returns the one object of a mount point.
+fn object_at<'a>(objects: &'a [Value], point: &Path) -> &'a Value {
+    let found: Vec<_> = objects.iter().filter(|object| object["mount_point"] == *point.to_str().unwrap()).collect();
     assert_eq!(found.len(), 1, "{found:?}");
-    found[0].clone()
+    found[0]
+}
+
+fn listed_at(point: &Path) -> Value {
+    object_at(&listed(), point).clone()
 }
 
 /// Returns the object that `status --json` prints.
@@ -244,8 +248,17 @@ fn a_daemon_that_does_not_answer_delays_nothing_for_long() {
     };
     signal(libc::SIGSTOP);
     let begun = Instant::now();
-    assert_eq!(listed_at(&hangs.point())["state"], "silent");
-    assert_eq!(listed_at(&works.point())["state"], "serving");
+    let point = works.point();
+    let listed = thread::scope(|scope| {
+        let listing = scope.spawn(listed);
+        thread::sleep(Duration::from_secs(1));
+        // While the list waits for the other daemon, it keeps this mount no more in use.
+        assert!(Command::new("umount").arg(&point).status().unwrap().success());
+        assert!(!listing.is_finished());
+        listing.join().unwrap()
+    });
+    let state = |fixture: &Fixture| &object_at(&listed, &fixture.point())["state"];
+    assert_eq!((state(&hangs), state(&works)), (&json!("silent"), &json!("serving")));
     let (code, _, said) = command(&["status"], &hangs.point());
     let sentence = format!(
         "overlayfs-fuse: The overlay at {} cannot be looked at: its program does not answer.\n",
@@ -255,7 +268,7 @@ fn a_daemon_that_does_not_answer_delays_nothing_for_long() {
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
     signal(libc::SIGCONT);
     assert_eq!(listed_at(&hangs.point())["state"], "serving");
-    working.unmount();
+    drop(working);
     hanging.unmount();
 }
 

@@ -19,6 +19,7 @@ pub use overlayfs::control::options::{Form, Request};
 pub use table::Mounted;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -87,17 +88,32 @@ fn list(json: bool) -> Result<(), Stopped> {
     let mounts =
         Mounted::everywhere().map_err(|error| Stopped::For(format!("The mounts cannot be listed: {error}.")))?;
     for some in mounts.chunks(AT_ONCE) {
-        let deadline = Instant::now() + PATIENCE;
-        let channels: Vec<_> = some.iter().map(Channel::open).collect();
-        for (mounted, channel) in some.iter().zip(channels) {
-            let told = channel.map_err(Trouble::from).and_then(|mut channel| {
-                channel.wait_until(deadline);
-                channel.ask(Command::Info, &[])
-            });
+        for (mounted, told) in some.iter().zip(tell(some)) {
             print(&if json { json_line(mounted, &told) } else { paragraph(mounted, &told) })?;
         }
     }
     Ok(())
+}
+
+/// Asks the daemons of these mounts all at once. So one that does not answer takes no time from the
+/// others, and keeps no other mount in use.
+fn tell(mounts: &[Mounted]) -> Vec<Result<Vec<Fact>, Trouble>> {
+    // A channel opens while there is one thread.
+    let channels: Vec<_> = mounts.iter().map(Channel::open).collect();
+    let deadline = Instant::now() + PATIENCE;
+    let told = |mut channel: Channel| {
+        channel.wait_until(deadline);
+        channel.ask(Command::Info, &[])
+    };
+    thread::scope(|scope| {
+        let ask = |channel: io::Result<Channel>| {
+            let channel = channel?;
+            thread::Builder::new().spawn_scoped(scope, move || told(channel))
+        };
+        let asked: Vec<_> = channels.into_iter().map(ask).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        asked.into_iter().map(|thread| join(thread?)).collect()
+    })
 }
 
 /// Returns one overlay as an object on a line.
