@@ -11,6 +11,7 @@ mod run;
 #[path = "suite/tool.rs"]
 mod tool;
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ const USER: &str = "4242";
 struct Cluster {
     setup: Setup,
     server: Child,
+    /// The number of the present layers.
+    round: Cell<u32>,
 }
 
 impl Cluster {
@@ -44,7 +47,11 @@ impl Cluster {
         let mut server = Command::new("glusterd");
         server.arg("-N").arg("-f").arg(config).arg("-p").arg(setup.path("pid")).arg("-l").arg(setup.path("log"));
         let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let cluster = Self { server: server.expect("glusterd: install the package glusterfs-server"), setup };
+        let cluster = Self {
+            server: server.expect("glusterd: install the package glusterfs-server"),
+            setup,
+            round: Cell::new(0),
+        };
         eventually("the server answers", || cluster.try_to(&["volume", "list"]));
         let host = String::from_utf8(run::finish(&mut run::command("hostname")).stdout).unwrap();
         let host = host.trim();
@@ -67,9 +74,9 @@ impl Cluster {
         run::finish(command.args(words)).status.success()
     }
 
-    /// Returns a path of the volume as a host sees it.
+    /// Returns a path of the present layers as a host sees it.
     fn on(&self, host: &str, path: &str) -> PathBuf {
-        self.setup.path(host).join(path)
+        self.setup.path(host).join(self.round.get().to_string()).join(path)
     }
 
     /// Returns the options of a mount of the layers `lower` and `upper` on a host.
@@ -77,12 +84,13 @@ impl Cluster {
         format!("lowerdir={},upperdir={}", self.on(host, "lower").display(), self.on(host, "upper").display())
     }
 
-    /// Makes empty layers.
+    /// Makes empty layers, at paths that no host knows yet: one keeps for a moment what another has
+    /// removed.
     fn clear(&self) {
+        let _ = fs::remove_dir_all(self.on("one", ""));
+        self.round.set(self.round.get() + 1);
         for name in ["lower", "upper"] {
-            let dir = self.on("one", name);
-            let _ = fs::remove_dir_all(&dir);
-            fs::create_dir(&dir).unwrap();
+            fs::create_dir_all(self.on("one", name)).unwrap();
         }
     }
 

@@ -21,7 +21,7 @@ use test_common::{Random, Setup, put};
 use crate::disk::{Blocks, Disk, Mounted, Recording, succeed};
 use crate::fixture::Fixture;
 use crate::history::Order;
-use crate::mount::{is_mounted, program};
+use crate::mount::{eventually, is_mounted, program};
 use crate::worker::Worker;
 use crate::{run, setting};
 
@@ -278,7 +278,8 @@ type End = fn(&Path, &AtomicU64) -> u64;
 /// The ends: after their return, all earlier changes are on the disk.
 const ENDS: [(&str, End); 2] = [
     ("umount", |point, clock| {
-        succeed(Command::new("umount").arg(point));
+        // `overlayfs-fuse ls` of another suite may have the mount open for a moment.
+        eventually("it is unmounted", || Command::new("umount").arg(point).status().unwrap().success());
         clock.load(Ordering::SeqCst)
     }),
     ("mount -o remount,ro", |point, clock| {
