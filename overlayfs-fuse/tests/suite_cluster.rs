@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use mount::{Mount, eventually, is_mounted};
-use test_common::{Detail, LowerGuard, Setup, Snapshot, put};
+use test_common::{Detail, LowerGuard, Setup, Snapshot, Stop, put};
 
 /// The user of the programs that are not root's.
 const USER: &str = "4242";
@@ -236,6 +236,7 @@ fn a_server_stops_and_comes_back(cluster: &Cluster) {
                 })
             })
             .collect();
+        let stopping = Stop(&stop);
         thread::sleep(Duration::from_secs(1));
         cluster.fail_brick();
         thread::sleep(Duration::from_secs(2));
@@ -247,7 +248,7 @@ fn a_server_stops_and_comes_back(cluster: &Cluster) {
             (0..40).all(|name| fs::write(point.join(format!("again {name}")), "x").is_ok())
         });
         thread::sleep(Duration::from_secs(1));
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         writers.into_iter().map(|writer| writer.join().unwrap()).collect()
     });
     assert!(synced.iter().any(|lines| !lines.is_empty()), "no writer has synced a line");

@@ -2,6 +2,8 @@
 //!
 //! Needs root, /dev/fuse, Linux 6.9, git, tar and Python with sqlite3; fails without them.
 
+#[path = "suite/command.rs"]
+mod command;
 #[path = "suite/fixture.rs"]
 mod fixture;
 #[path = "suite/held.rs"]
@@ -10,6 +12,8 @@ mod held;
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/sorts.rs"]
+mod sorts;
 #[path = "suite/tracer.rs"]
 mod tracer;
 
@@ -29,9 +33,11 @@ use std::time::Duration;
 use rustix::fs::{CWD, RenameFlags, XattrFlags, renameat_with};
 use test_common::put;
 
+use command::command;
 use fixture::Fixture;
-use held::{Facts, Held, change, command, fill, open, process, programs_go_on, read_all, temporary, tree};
+use held::{Held, open, process, programs_go_on, read_all, temporary};
 use mount::{eventually, is_mounted, program};
+use sorts::{Tree, change, fill, tree};
 use tracer::Tracer;
 
 /// The options of each mount. Over io_uring no other process can take it over.
@@ -79,37 +85,13 @@ impl Drop for Background<'_> {
 }
 
 fn a_kill_changes_nothing(fixture: &Fixture, more: &str) {
-    fill(&fixture.path("lower"));
-    let guard = fixture.guard();
-    let (mount, point) = (Background::new(fixture, more), fixture.point());
-    change(&point);
-    let held = Held::new(&point);
-    let (before, first) = (tree(&point), process(&point));
-    kill(&point);
-    assert_eq!(tree(&point), before);
-    assert_ne!(process(&point), first);
-    // Some objects are found again by the one process, some by the next.
-    kill(&point);
-    kill(&point);
-    held.go_on(&point);
-    fs::rename(point.join("moved"), point.join("again")).unwrap();
-    fs::write(point.join("other"), "changed by the other name").unwrap();
-    assert_eq!(fs::read_to_string(point.join("one")).unwrap(), "changed by the other name");
-    kill(&point);
-    let after = tree(&point);
-    for (path, (ino, ..)) in &after {
-        assert!(before.get(path).is_none_or(|(before, ..)| before == ino), "{path:?} has another number");
-    }
-    mount.unmount();
-    let mount = Background::new(fixture, more);
-    assert!(without_ctime(tree(&point)) == without_ctime(after));
-    mount.unmount();
-    drop(guard);
+    let mount = || Background::new(fixture, more);
+    held::nothing_changes(fixture, mount, Background::unmount, kill, without_ctime);
 }
 
 /// The time of last change of status moves to that of the layer, if the daemon was killed before it
 /// wrote down what it had shown.
-fn without_ctime(mut facts: BTreeMap<PathBuf, Facts>) -> BTreeMap<PathBuf, Facts> {
+fn without_ctime(mut facts: Tree) -> Tree {
     facts.values_mut().for_each(|(_, _, _, times, _)| times[1] = (0, 0));
     facts
 }
@@ -314,13 +296,15 @@ fn act(act: Act, fatal: usize, more: &str) -> ((String, Shown, Shown), bool) {
     ((seen, now, next), is_killed)
 }
 
-/// Kills the daemon at each of its calls during a request.
+/// Kills the daemon at one of `every` of its calls during a request. Each kind of request begins
+/// with another call.
 fn is_the_same_at_each_kill(more: &str, every: usize) {
     let chosen = std::env::var("OVERLAYFS_ACT").ok();
-    for (name, what) in ACTS.iter().filter(|(name, _)| chosen.as_ref().is_none_or(|chosen| chosen == name)) {
+    let acts = ACTS.iter().enumerate();
+    for (index, (name, what)) in acts.filter(|(_, (name, _))| chosen.as_ref().is_none_or(|chosen| chosen == name)) {
         let (expected, _) = act(*what, 0, more);
         let mut kills = 0;
-        for fatal in (1..).step_by(every) {
+        for fatal in (1 + index * 5 % every.min(FEWEST)..).step_by(every) {
             let (found, is_killed) = act(*what, fatal, more);
             assert_eq!(found.0, expected.0, "{name}{more}: the program sees another result at call {fatal}");
             for (when, found, expected) in
@@ -344,10 +328,13 @@ fn is_the_same_at_each_kill(more: &str, every: usize) {
     }
 }
 
+/// No kind of request makes fewer calls.
+const FEWEST: usize = 12;
+
 /// OVERLAYFS_CALLS=1 kills at every call.
 #[test]
 fn each_request_is_performed_once() {
-    let every = std::env::var("OVERLAYFS_CALLS").map_or(7, |every| every.parse().unwrap());
+    let every = std::env::var("OVERLAYFS_CALLS").map_or(29, |every| every.parse().unwrap());
     is_the_same_at_each_kill("", every);
 }
 
@@ -379,32 +366,8 @@ fn programs_go_on_under_kills() {
 /// A mapping that a program has stored to.
 #[test]
 fn a_mapping_goes_on() {
-    const LENGTH: usize = 1 << 16;
     let fixture = Fixture::new();
-    put::file(&fixture.path("lower"), "file", vec![b'-'; LENGTH]);
-    let (mount, point) = (Background::new(&fixture, ""), fixture.point());
-    let file = open(&point.join("file"));
-    let (access, descriptor) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
-    // SAFETY: the system chooses a free place.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, access, libc::MAP_SHARED, descriptor, 0) };
-    assert_ne!(memory, libc::MAP_FAILED);
-    // SAFETY: the mapping is as long as this, and nothing else refers to it.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>(), LENGTH) };
-    for round in 0..3 {
-        bytes[round * 5000..][..10].fill(b'a' + round as u8);
-        kill(&point);
-        bytes[round * 5000 + 10..][..10].fill(b'A' + round as u8);
-    }
-    let expected = bytes.to_vec();
-    // SAFETY: the mapping exists until the second call, after which nothing uses it.
-    unsafe {
-        assert_eq!(libc::msync(memory, LENGTH, libc::MS_SYNC), 0);
-        assert_eq!(libc::munmap(memory, LENGTH), 0);
-    }
-    assert_eq!(fs::read(point.join("file")).unwrap(), expected);
-    drop(file);
-    mount.unmount();
-    assert_eq!(fs::read(fixture.path("upper/file")).unwrap(), expected);
+    held::a_mapping_goes_on(&fixture, || Background::new(&fixture, ""), Background::unmount, kill);
 }
 
 /// Requests that come while the daemon is stopped, and is killed then. A second one dies before it

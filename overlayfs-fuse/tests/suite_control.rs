@@ -5,6 +5,8 @@
 
 #[path = "suite/child.rs"]
 mod child;
+#[path = "suite/command.rs"]
+mod command;
 #[path = "suite/fixture.rs"]
 mod fixture;
 #[path = "suite/mount.rs"]
@@ -27,6 +29,7 @@ use serde_json::{Value, json};
 use test_common::{Random, put};
 
 use child::as_another_user;
+use command::command;
 use fixture::Fixture;
 use mount::{Mount, eventually, program};
 
@@ -49,13 +52,6 @@ fn errno_of(dir: &Path, command: u16) -> i32 {
     let request = Frame { command, error: 0, cursor: 0, payload: &[] }.bytes().unwrap();
     let sent = File::open(dir).and_then(|root| exchange(&root, request));
     sent.err().map_or(0, |error| error.raw_os_error().unwrap())
-}
-
-/// Runs a command of the program. Returns its exit code, output and messages.
-fn command(words: &[&str], point: &Path) -> (i32, String, String) {
-    let output = run::finish(run::command(program()).args(words).arg(point));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 fn synced(point: &Path) {

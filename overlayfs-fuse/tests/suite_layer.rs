@@ -17,7 +17,7 @@ use std::thread;
 use fixture::Fixture;
 use overlayfs::layer_tools::{Change, ChangeKind, Renames, Views, Watch};
 use overlayfs::options::Options;
-use test_common::put;
+use test_common::{Stop, put};
 
 /// Counts the objects that vanished during a walk.
 #[derive(Default)]
@@ -101,9 +101,10 @@ fn a_listing_goes_on_while_files_come_and_go() {
                 fs::remove_dir(point.join("made")).unwrap();
             }
         });
+        let stopping = Stop(&stop);
         let watch = Lenient::default();
         let lines: Vec<_> = (0..100).flat_map(|_| changes(&fixture, &watch)).collect();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         assert!(lines.iter().any(|line| line.ends_with("content,times")), "nothing was listed");
     });
     let lines = changes(&fixture, &());

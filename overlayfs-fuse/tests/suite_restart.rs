@@ -2,6 +2,8 @@
 //!
 //! Needs root, /dev/fuse, git, tar and Python with sqlite3; fails without them.
 
+#[path = "suite/command.rs"]
+mod command;
 #[path = "suite/fixture.rs"]
 mod fixture;
 #[path = "suite/held.rs"]
@@ -10,10 +12,11 @@ mod held;
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/sorts.rs"]
+mod sorts;
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -22,9 +25,11 @@ use std::time::Duration;
 
 use test_common::put;
 
+use command::command;
 use fixture::Fixture;
-use held::{Held, change, command, fill, open, process, programs_go_on, read_all, tree};
+use held::{Held, open, process, programs_go_on, read_all};
 use mount::{Mount, eventually, is_mounted, program};
+use sorts::{change, fill, tree};
 
 /// Over io_uring no other process can take a mount over.
 const DEVICE: &str = ",io_uring=off";
@@ -34,33 +39,8 @@ fn restart(point: &Path) {
 }
 
 fn a_restart_changes_nothing(fixture: &Fixture, more: &str) {
-    fill(&fixture.path("lower"));
-    let guard = fixture.guard();
-    let (mount, point) = (fixture.mount(&format!("{more}{DEVICE}")), fixture.point());
-    change(&point);
-    let held = Held::new(&point);
-    let (before, first) = (tree(&point), process(&point));
-    restart(&point);
-    let second = process(&point);
-    assert_ne!(second, first);
-    assert_eq!(tree(&point), before);
-    // Some objects are found again by the one process, some by the next.
-    restart(&point);
-    restart(&point);
-    held.go_on(&point);
-    fs::rename(point.join("moved"), point.join("again")).unwrap();
-    fs::write(point.join("other"), "changed by the other name").unwrap();
-    assert_eq!(fs::read_to_string(point.join("one")).unwrap(), "changed by the other name");
-    restart(&point);
-    let after = tree(&point);
-    for (path, (ino, ..)) in &after {
-        assert!(before.get(path).is_none_or(|(before, ..)| before == ino), "{path:?} has another number");
-    }
-    mount.unmount();
-    let mount = fixture.mount(&format!("{more}{DEVICE}"));
-    assert_eq!(tree(&point), after);
-    mount.unmount();
-    drop(guard);
+    let mount = || fixture.mount(&format!("{more}{DEVICE}"));
+    held::nothing_changes(fixture, mount, Mount::unmount, restart, |tree| tree);
 }
 
 #[test]
@@ -86,32 +66,8 @@ fn a_restart_changes_nothing_without_write_back() {
 /// A mapping that a program has stored to.
 #[test]
 fn a_mapping_goes_on() {
-    const LENGTH: usize = 1 << 16;
     let fixture = Fixture::new();
-    put::file(&fixture.path("lower"), "file", vec![b'-'; LENGTH]);
-    let (mount, point) = (fixture.mount(DEVICE), fixture.point());
-    let file = open(&point.join("file"));
-    let (access, descriptor) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
-    // SAFETY: the system chooses a free place.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, access, libc::MAP_SHARED, descriptor, 0) };
-    assert_ne!(memory, libc::MAP_FAILED);
-    // SAFETY: the mapping is as long as this, and nothing else refers to it.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>(), LENGTH) };
-    for round in 0..3 {
-        bytes[round * 5000..][..10].fill(b'a' + round as u8);
-        restart(&point);
-        bytes[round * 5000 + 10..][..10].fill(b'A' + round as u8);
-    }
-    let expected = bytes.to_vec();
-    // SAFETY: the mapping exists until the second call, after which nothing uses it.
-    unsafe {
-        assert_eq!(libc::msync(memory, LENGTH, libc::MS_SYNC), 0);
-        assert_eq!(libc::munmap(memory, LENGTH), 0);
-    }
-    assert_eq!(fs::read(point.join("file")).unwrap(), expected);
-    drop(file);
-    mount.unmount();
-    assert_eq!(fs::read(fixture.path("upper/file")).unwrap(), expected);
+    held::a_mapping_goes_on(&fixture, || fixture.mount(DEVICE), Mount::unmount, restart);
 }
 
 /// Snapshots before and after restarts.

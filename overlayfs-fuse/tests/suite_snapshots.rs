@@ -3,14 +3,17 @@
 //!
 //! Needs root, /dev/fuse, git and sqlite3; fails without them.
 
+#[path = "suite/command.rs"]
+mod command;
 #[path = "suite/fixture.rs"]
 mod fixture;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
+#[path = "suite/sorts.rs"]
+mod sorts;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::fd::AsRawFd;
@@ -20,17 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use test_common::put;
+use test_common::{Stop, put};
 
+use command::command;
 use fixture::Fixture;
 use mount::program;
-
-/// Runs a command of the program. Returns its exit code, output and messages.
-fn command(words: &[&str], point: &Path) -> (i32, String, String) {
-    let output = run::finish(run::command(program()).args(words).arg(point));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
+use sorts::{change, fill, tree};
 
 /// Makes a snapshot with this name.
 fn snapshot(point: &Path, name: &str) {
@@ -42,53 +40,6 @@ fn with_snapshots(mut fixture: Fixture) -> Fixture {
     let snapshots = fixture.setup.dir("snapshots");
     fixture.add(&format!(",snapshots={}", snapshots.display()));
     fixture
-}
-
-/// What must stay of an object: its number, kind and mode, links, times and contents.
-type Facts = (u64, u32, u64, [(i64, i64); 2], Vec<u8>);
-
-/// Returns the facts about each path of a tree.
-fn tree(root: &Path) -> BTreeMap<PathBuf, Facts> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            let stat = path.symlink_metadata().unwrap();
-            let content = if stat.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-            if stat.is_dir() {
-                dirs.push(path.clone());
-            }
-            let times = [(stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec())];
-            let links = if stat.is_dir() { 0 } else { stat.nlink() };
-            let name = path.strip_prefix(root).unwrap().to_owned();
-            found.insert(name, (stat.ino(), stat.mode(), links, times, content));
-        }
-    }
-    found
-}
-
-/// Fills the lower layer with files of all sorts.
-fn fill(lower: &Path) {
-    put::file(lower, "dir/below", "below");
-    put::file(lower, "dir/changed", "old");
-    put::file(lower, "gone", "gone");
-    put::file(lower, "large", vec![7; 3 << 20]);
-    put::file(lower, "one", "both");
-    fs::hard_link(lower.join("one"), lower.join("other")).unwrap();
-}
-
-/// Makes changes of all sorts.
-fn change(point: &Path) {
-    fs::write(point.join("dir/changed"), "new").unwrap();
-    fs::write(point.join("dir/made"), "made").unwrap();
-    fs::remove_file(point.join("gone")).unwrap();
-    fs::write(point.join("one"), "changed by one name").unwrap();
-    File::options().write(true).open(point.join("large")).unwrap().write_all_at(b"x", 1 << 20).unwrap();
-    fs::create_dir(point.join("own")).unwrap();
-    fs::write(point.join("own/a"), "linked").unwrap();
-    fs::hard_link(point.join("own/a"), point.join("own/b")).unwrap();
-    fs::rename(point.join("dir"), point.join("moved")).unwrap();
 }
 
 fn a_snapshot_changes_nothing(fixture: &Fixture, more: &str) {
@@ -265,6 +216,7 @@ fn synced_data_are_in_the_frozen_layer() {
                 }
             });
         }
+        let stopping = Stop(&stop);
         let mut frozen = vec![top];
         for round in 1..=12 {
             thread::sleep(std::time::Duration::from_millis(100));
@@ -282,7 +234,7 @@ fn synced_data_are_in_the_frozen_layer() {
             }
             frozen.push(layers.join(round.to_string()).join("upper"));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
     });
     for (writer, synced) in synced.iter().enumerate() {
         let bytes = fs::read(point.join(format!("writer{writer}"))).unwrap();
@@ -321,11 +273,12 @@ fn git_goes_on_during_snapshots() {
             }
             commits
         });
+        let stopping = Stop(&stop);
         for round in 0..6 {
             thread::sleep(std::time::Duration::from_millis(150));
             snapshot(&point, &format!("round {round}"));
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         committing.join().unwrap()
     });
     git(&["fsck", "--strict"]);
@@ -345,15 +298,6 @@ fn frozen(layers: &[PathBuf], name: &str) -> Option<Vec<u8>> {
         Err(_) => layer.join(format!(".wh.{name}")).exists().then_some(None),
     };
     layers.iter().rev().find_map(of_layer).flatten()
-}
-
-/// Ends the work of other threads at its drop, so that a failure does not wait for them.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Runs a program with words, and returns its output.
@@ -451,12 +395,12 @@ fn mappings_and_locks_go_on_during_snapshots() {
     let mut stored = 0;
     thread::scope(|scope| {
         let snapshots = scope.spawn(|| {
+            let _stopping = Stop(&stop);
             for round in 0..8 {
                 thread::sleep(std::time::Duration::from_millis(50));
                 snapshot(&point, &format!("round {round}"));
                 assert!(is_locked());
             }
-            stop.store(true, Ordering::Relaxed);
         });
         while !stop.load(Ordering::Relaxed) {
             stored += 1;

@@ -1,86 +1,30 @@
 //! Programs that use a mount while another process takes it over.
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
 use rustix::fs::inotify;
-use test_common::put;
+use test_common::{Stop, put};
 
-use crate::mount::program;
+use crate::command::command;
+use crate::fixture::Fixture;
 use crate::run;
-
-/// Runs a command of the program. Returns its exit code, output and messages.
-pub fn command(words: &[&str], point: &Path) -> (i32, String, String) {
-    let output = run::finish(run::command(program()).args(words).arg(point));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
+use crate::sorts::{Tree, change, fill, tree};
 
 /// Returns the process that serves a mount.
 pub fn process(point: &Path) -> u64 {
     let (_, said, _) = command(&["status"], point);
     let line = said.lines().find_map(|line| line.strip_prefix("pid")).unwrap_or_else(|| panic!("{said}"));
     line.trim().parse().unwrap()
-}
-
-/// What must stay of an object: its number, kind and mode, links, times and contents.
-pub type Facts = (u64, u32, u64, [(i64, i64); 2], Vec<u8>);
-
-/// Returns the facts about each path of a tree.
-pub fn tree(root: &Path) -> BTreeMap<PathBuf, Facts> {
-    let mut found = BTreeMap::new();
-    let mut dirs = vec![root.to_owned()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            let stat = path.symlink_metadata().unwrap();
-            let content = if stat.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-            if stat.is_dir() {
-                dirs.push(path.clone());
-            }
-            let times = [(stat.mtime(), stat.mtime_nsec()), (stat.ctime(), stat.ctime_nsec())];
-            let links = if stat.is_dir() { 0 } else { stat.nlink() };
-            let name = path.strip_prefix(root).unwrap().to_owned();
-            found.insert(name, (stat.ino(), stat.mode(), links, times, content));
-        }
-    }
-    found
-}
-
-/// Fills the lower layer with files of all sorts.
-pub fn fill(lower: &Path) {
-    put::file(lower, "dir/below", "below");
-    put::file(lower, "dir/changed", "old");
-    put::file(lower, "gone", "gone");
-    put::file(lower, "large", vec![7; 3 << 20]);
-    put::file(lower, "one", "both");
-    fs::hard_link(lower.join("one"), lower.join("other")).unwrap();
-    for index in 0..300 {
-        put::file(lower, &format!("many/{index}"), "x");
-    }
-}
-
-/// Makes changes of all sorts.
-pub fn change(point: &Path) {
-    fs::write(point.join("dir/changed"), "new").unwrap();
-    fs::write(point.join("dir/made"), "made").unwrap();
-    fs::remove_file(point.join("gone")).unwrap();
-    fs::write(point.join("one"), "changed by one name").unwrap();
-    File::options().write(true).open(point.join("large")).unwrap().write_all_at(b"x", 1 << 20).unwrap();
-    fs::create_dir(point.join("own")).unwrap();
-    fs::write(point.join("own/a"), "linked").unwrap();
-    fs::hard_link(point.join("own/a"), point.join("own/b")).unwrap();
-    fs::rename(point.join("dir"), point.join("moved")).unwrap();
 }
 
 pub fn open(path: &Path) -> File {
@@ -176,6 +120,79 @@ impl Held {
     }
 }
 
+/// Disturbs a mount, which `mount` makes and `unmount` ends, several times while a program has
+/// objects open. The program sees the tree as before. A later mount shows it too, as far as
+/// `lasting` tells.
+pub fn nothing_changes<M>(
+    fixture: &Fixture,
+    mount: impl Fn() -> M,
+    unmount: impl Fn(M),
+    disturb: impl Fn(&Path),
+    lasting: impl Fn(Tree) -> Tree,
+) {
+    fill(&fixture.path("lower"));
+    let guard = fixture.guard();
+    let (mounted, point) = (mount(), fixture.point());
+    change(&point);
+    let held = Held::new(&point);
+    let (before, first) = (tree(&point), process(&point));
+    disturb(&point);
+    assert_eq!(tree(&point), before);
+    assert_ne!(process(&point), first);
+    // Some objects are found again by the one process, some by the next.
+    disturb(&point);
+    disturb(&point);
+    held.go_on(&point);
+    fs::rename(point.join("moved"), point.join("again")).unwrap();
+    fs::write(point.join("other"), "changed by the other name").unwrap();
+    assert_eq!(fs::read_to_string(point.join("one")).unwrap(), "changed by the other name");
+    disturb(&point);
+    let after = tree(&point);
+    for (path, (ino, ..)) in &after {
+        assert!(before.get(path).is_none_or(|(before, ..)| before == ino), "{path:?} has another number");
+    }
+    unmount(mounted);
+    let mounted = mount();
+    assert_eq!(lasting(tree(&point)), lasting(after));
+    unmount(mounted);
+    drop(guard);
+}
+
+/// Disturbs a mount several times while a program stores to a mapping of `file`. The directory
+/// `lower` gets the file, and `upper` has all that was stored after `unmount`.
+pub fn a_mapping_goes_on<M>(
+    fixture: &Fixture,
+    mount: impl FnOnce() -> M,
+    unmount: impl FnOnce(M),
+    disturb: impl Fn(&Path),
+) {
+    const LENGTH: usize = 1 << 16;
+    put::file(&fixture.path("lower"), "file", vec![b'-'; LENGTH]);
+    let (mounted, point) = (mount(), fixture.point());
+    let file = open(&point.join("file"));
+    let (access, descriptor) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+    // SAFETY: the system chooses a free place.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, access, libc::MAP_SHARED, descriptor, 0) };
+    assert_ne!(memory, libc::MAP_FAILED);
+    // SAFETY: the mapping is as long as this, and nothing else refers to it.
+    let bytes = unsafe { std::slice::from_raw_parts_mut(memory.cast::<u8>(), LENGTH) };
+    for round in 0..3 {
+        bytes[round * 5000..][..10].fill(b'a' + round as u8);
+        disturb(&point);
+        bytes[round * 5000 + 10..][..10].fill(b'A' + round as u8);
+    }
+    let expected = bytes.to_vec();
+    // SAFETY: the mapping exists until the second call, after which nothing uses it.
+    unsafe {
+        assert_eq!(libc::msync(memory, LENGTH, libc::MS_SYNC), 0);
+        assert_eq!(libc::munmap(memory, LENGTH), 0);
+    }
+    assert_eq!(fs::read(point.join("file")).unwrap(), expected);
+    drop(file);
+    unmount(mounted);
+    assert_eq!(fs::read(fixture.path("upper/file")).unwrap(), expected);
+}
+
 /// A database with a number for each transaction.
 const BASE: &str = r#"
 import sqlite3, sys
@@ -234,8 +251,9 @@ pub fn programs_go_on(point: &Path, disturb: impl FnOnce()) {
                 }
             }
         });
+        let stopping = Stop(&stop);
         disturb();
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
     });
     println!("the longest write, sync and unlink took {longest:?} ms");
     at_work("cd $1/repository; git fsck --strict; test -z \"$(git status --porcelain)\"");
