@@ -5,6 +5,8 @@
 //! Needs root, /dev/fuse, the archive of Debian in the network, and Debian's packages mmdebstrap,
 //! podman and runc; fails without them.
 
+#[path = "suite/layer.rs"]
+mod layer;
 #[expect(dead_code, reason = "the other suite with podman uses the rest")]
 #[path = "suite/podman.rs"]
 mod podman;
@@ -12,13 +14,12 @@ mod podman;
 mod run;
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use overlayfs::layer_tools::options;
 use test_common::Setup;
 
+use layer::layer;
 use podman::{PROGRAM, Podman, finish};
 
 /// A package manager with what it needs, and packages to remove and to divert files of. Without
@@ -39,15 +40,6 @@ chmod 4711 /usr/bin/tac
 setcap cap_net_raw+ep /usr/bin/tee
 ln /usr/bin/cut /usr/bin/cut2
 ";
-
-/// Runs `overlayfs-layer`, and returns what it prints.
-fn layer(words: &[&str]) -> String {
-    let command = options::Command::parse(words.iter().map(OsString::from)).unwrap_or_else(|error| panic!("{error}"));
-    let options::Command::Run { tool, .. } = command else { panic!("{words:?} is no command") };
-    let mut out = Vec::new();
-    tool.run(&mut out, &()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-    String::from_utf8(out).unwrap()
-}
 
 /// Lists a tree: kind, mode, owner, size, names and time of each object, contents, capabilities.
 fn listed(root: &Path) -> String {

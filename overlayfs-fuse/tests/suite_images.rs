@@ -5,19 +5,20 @@
 //! Needs root, /dev/fuse, and Debian's packages buildah, busybox-static, podman, runc, skopeo and
 //! umoci; fails without them.
 
+#[path = "suite/layer.rs"]
+mod layer;
 #[path = "suite/podman.rs"]
 mod podman;
 #[path = "suite/run.rs"]
 mod run;
 
-use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use overlayfs::layer_tools::options;
 use test_common::{Setup, mode, owner, put, times};
 
+use layer::layer;
 use podman::{OPTIONS, PROGRAM, Podman, finish};
 
 /// Lists what the test made: kind and mode, owner, names, size, time, name; then contents.
@@ -31,15 +32,6 @@ FROM localhost/latest
 RUN rm /data/kept && mkdir /data/made && echo built > /data/made/file && mv /data/made /data/moved
 RUN rm -r /data/moved && mkdir /data/moved && ln /data/new /data/moved/new && chmod 2711 /data/moved
 ";
-
-/// Runs `overlayfs-layer`, and returns what it prints.
-fn layer(words: &[&str]) -> String {
-    let command = options::Command::parse(words.iter().map(OsString::from)).unwrap_or_else(|error| panic!("{error}"));
-    let options::Command::Run { tool, .. } = command else { panic!("{words:?} is no command") };
-    let mut out = Vec::new();
-    tool.run(&mut out, &()).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-    String::from_utf8(out).unwrap()
-}
 
 /// Layers, an image of them, and a storage for containers.
 struct Images {
