@@ -9,7 +9,7 @@ use crate::subject::Subject;
 const NAMES: f64 = 290.0;
 const BARS: f64 = 560.0;
 const BAR: f64 = 9.0;
-const ROW: f64 = 58.0;
+const ROW: f64 = 67.0;
 const TOP: f64 = 60.0;
 /// The ratios at the two ends of the scale.
 const SCALE: (f64, f64) = (0.1, 1000.0);
@@ -22,6 +22,7 @@ fn color(subject: Subject) -> &'static str {
         Subject::FuseOverlayfs => "#f28e2b",
         Subject::Ours => "#2f9e44",
         Subject::OverRing => "#b2df8a",
+        Subject::Floor => "#555555",
     }
 }
 
@@ -32,14 +33,14 @@ fn place(ratio: f64) -> f64 {
 
 /// Returns the chart as SVG.
 pub fn svg(report: &Report) -> String {
-    let shown = [Subject::Kernel, Subject::KernelWithAll, Subject::FuseOverlayfs, Subject::Ours, Subject::OverRing];
+    let shown: Vec<_> = Subject::ALL.into_iter().filter(|subject| *subject != Subject::Bare).collect();
     let height = TOP + ROW * report.lines.len() as f64 + 20.0;
     let width = NAMES + BARS + 70.0;
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n<text x=\"8\" y=\"20\" font-size=\"14\">Time as a ratio to the bare filesystem; shorter is better</text>\n"
     );
-    for (index, subject) in shown.into_iter().enumerate() {
-        let x = 8.0 + 180.0 * index as f64;
+    for (index, subject) in shown.iter().copied().enumerate() {
+        let x = 8.0 + 150.0 * index as f64;
         let _ = writeln!(
             text,
             "<rect x=\"{x}\" y=\"29\" width=\"12\" height=\"12\" fill=\"{}\"/><text x=\"{}\" y=\"40\">{}</text>",
@@ -62,7 +63,7 @@ pub fn svg(report: &Report) -> String {
         let y = TOP + 6.0 + ROW * index as f64;
         let _ =
             writeln!(text, "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>", NAMES - 8.0, y + 24.0, line.name);
-        for (bar, subject) in shown.into_iter().enumerate() {
+        for (bar, subject) in shown.iter().copied().enumerate() {
             let result = line.results.iter().find(|result| result.subject == subject && !result.ratio.is_nan());
             let Some(result) = result else { continue };
             let (one, end, y) = (place(1.0), place(result.ratio), y + BAR * bar as f64);

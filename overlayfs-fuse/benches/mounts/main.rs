@@ -7,7 +7,8 @@
 //! alike. The benchmark prints medians, as ratios to the bare filesystem. It writes the files again
 //! after every round.
 //!
-//! Where the kernel has FUSE over io_uring, ours is measured with it too.
+//! Where the kernel has FUSE over io_uring, ours is measured with it too. The floor is what FUSE
+//! takes alone (`floor`): this program serves it, in a process of its own.
 //!
 //! With `--compare`, it also prints what moved since the run that wrote this JSON file. It fails if
 //! a row takes longer by more than the spread of both runs.
@@ -26,6 +27,7 @@ mod compare;
 #[path = "../shared/disk.rs"]
 mod disk;
 mod fio;
+mod floor;
 mod programs;
 mod report;
 mod rows;
@@ -58,10 +60,16 @@ struct Arguments {
     svg: Option<PathBuf>,
     /// The results to compare with.
     compare: Option<PathBuf>,
+    /// The directory and the mount point of the floor, which this process serves.
+    floor: Option<(PathBuf, PathBuf)>,
 }
 
 fn main() -> ExitCode {
-    match parse().and_then(|arguments| run(&arguments)) {
+    let done = parse().and_then(|arguments| match &arguments.floor {
+        Some((top, point)) => floor::serve(top, point),
+        None => run(&arguments),
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(sentence) => {
             eprintln!("mounts: {sentence}");
@@ -91,6 +99,7 @@ fn parse() -> Result<Arguments, String> {
             "rows" => arguments.only = text(value()?)?.split(',').map(str::to_owned).collect(),
             "json" => arguments.json = Some(value()?.into()),
             "compare" => arguments.compare = Some(value()?.into()),
+            "floor" => arguments.floor = Some((value()?.into(), value()?.into())),
             "svg" => arguments.svg = Some(value()?.into()),
             _ => return Err(format!("There is no option --{name}.")),
         }

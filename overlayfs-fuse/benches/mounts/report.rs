@@ -80,6 +80,7 @@ impl Report {
             "spread",
             "io_uring",
             "spread",
+            "floor",
             "goal",
             "met",
             "calls, f.-o.",
@@ -87,17 +88,17 @@ impl Report {
         ];
         let mut text = format!("| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
         for Line { name, goal, results } in &self.lines {
-            let [bare, kernel, kernel_all, fuse, ours, ring] = results.as_slice() else { continue };
+            let [bare, kernel, kernel_all, fuse, ours, ring, floor] = results.as_slice() else { continue };
             let spread = |of: &Summary| format!("{:.2}–{:.2}", of.least / bare.median, of.most / bare.median);
             let (spread, spread_ring) = (spread(ours), spread(ring));
             let met = if ours.ratio <= *goal { "yes" } else { "no" };
             let calls = |calls: Option<f64>| calls.map_or_else(String::new, |calls| format!("{calls:.2}"));
             let (calls_fuse, calls_ours) = (calls(fuse.calls), calls(ours.calls));
             let (bare, kernel, kernel_all) = (bare.median * 1e3, kernel.ratio, kernel_all.ratio);
-            let (fuse, ours, ring) = (fuse.ratio, ours.ratio, ring.ratio);
+            let (fuse, ours, ring, floor) = (fuse.ratio, ours.ratio, ring.ratio, floor.ratio);
             let _ = writeln!(
                 text,
-                "| {name} | {bare:.1} | {kernel:.2} | {kernel_all:.2} | {fuse:.2} | **{ours:.2}** | {spread} | **{ring:.2}** | {spread_ring} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
+                "| {name} | {bare:.1} | {kernel:.2} | {kernel_all:.2} | {fuse:.2} | **{ours:.2}** | {spread} | **{ring:.2}** | {spread_ring} | {floor:.2} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
             );
         }
         let peak = |subject: Subject| {

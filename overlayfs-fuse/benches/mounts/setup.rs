@@ -60,9 +60,9 @@ impl Setup {
             made.map_err(|error| format!("A directory for {} cannot be made: {error}.", row.name))?;
         }
         let failed = |error| failure(subject, row, error);
-        // The bare filesystem has no layers, so all data are in the view.
+        // The bare filesystem and the floor have no layers, so all data are in one directory.
         let upper = if subject == Subject::Bare { "view" } else { "upper" };
-        if subject == Subject::Bare {
+        if matches!(subject, Subject::Bare | Subject::Floor) {
             for lower in &lowers {
                 call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(work.join(upper)))?;
             }

@@ -22,16 +22,19 @@ pub enum Subject {
     Ours,
     /// Ours, with requests over io_uring.
     OverRing,
+    /// A mount of an ordinary directory with the transport of ours, and nothing else.
+    Floor,
 }
 
 impl Subject {
-    pub const ALL: [Subject; 6] = [
+    pub const ALL: [Subject; 7] = [
         Subject::Bare,
         Subject::Kernel,
         Subject::KernelWithAll,
         Subject::FuseOverlayfs,
         Subject::Ours,
         Subject::OverRing,
+        Subject::Floor,
     ];
 
     pub fn name(self) -> &'static str {
@@ -42,6 +45,7 @@ impl Subject {
             Subject::FuseOverlayfs => "fuse-overlayfs",
             Subject::Ours => "ours",
             Subject::OverRing => "ours over io_uring",
+            Subject::Floor => "floor",
         }
     }
 }
@@ -84,8 +88,8 @@ impl View {
             return Ok(Self { path, mounted: false, daemon: None });
         }
         let list: Vec<_> = lowers.iter().map(|lower| lower.display().to_string()).collect();
-        let work = work.display();
-        let options = format!("lowerdir={},upperdir={work}/upper,workdir={work}/work", list.join(":"));
+        let shown = work.display();
+        let options = format!("lowerdir={},upperdir={shown}/upper,workdir={shown}/work", list.join(":"));
         let daemon = match subject {
             Subject::Kernel => mount_of_kernel(&options, &path)?,
             Subject::KernelWithAll => {
@@ -93,6 +97,7 @@ impl View {
             }
             Subject::FuseOverlayfs => Some(start("fuse-overlayfs", &options, &path)?),
             Subject::OverRing => Some(start_ours(&options, "on", &path)?),
+            Subject::Floor => Some(start_floor(&work.join("upper"), &path)?),
             _ => Some(start_ours(&options, "off", &path)?),
         };
         let view = Self { path, mounted: true, daemon };
@@ -138,6 +143,13 @@ fn mount_of_kernel(options: &str, point: &Path) -> Result<Option<Child>, String>
 
 fn start_ours(options: &str, io_uring: &str, point: &Path) -> Result<Child, String> {
     start(env!("CARGO_BIN_EXE_overlayfs-fuse"), &format!("{options},io_uring={io_uring}"), point)
+}
+
+/// Starts this program as the floor.
+fn start_floor(top: &Path, point: &Path) -> Result<Child, String> {
+    let failed = |error| format!("The floor cannot be started: {error}.");
+    let program = std::env::current_exe().map_err(failed)?;
+    Command::new(program).arg("--floor").args([top, point]).stdin(Stdio::null()).spawn().map_err(failed)
 }
 
 fn start(program: &str, options: &str, point: &Path) -> Result<Child, String> {
