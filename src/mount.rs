@@ -230,7 +230,6 @@ impl Roots {
         let again = |root: &Option<OpenRoot>| root.as_ref().map(OpenRoot::again).transpose();
         let mut all = self.0.iter().map(again).collect::<LayerResult<Vec<_>>>()?;
         let upper = all[0].take();
-        all[2] = None;
         all.splice(Self::LOWER..Self::LOWER, upper.map(Some));
         Ok(Self(all))
     }

@@ -229,6 +229,63 @@ fn a_rollback_keeps_what_it_does_not_change() {
     assert_eq!(read(&back, &back.open(&find(&back, "dir/file"))), b"new");
 }
 
+#[test]
+fn a_rollback_shows_the_root_of_the_snapshot() {
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
+    overlay.set_mode(overlay.root(), 0o710).unwrap();
+    overlay.set_xattr(overlay.root(), OsStr::new("user.kept"), b"1", XattrMode::Create).unwrap();
+    let next = overlay.snapshot(None, &[]).unwrap();
+    next.set_mode(next.root(), 0o705).unwrap();
+    next.set_xattr(next.root(), OsStr::new("user.dropped"), b"1", XattrMode::Create).unwrap();
+    let back = next.roll_back(&[]).unwrap();
+    assert_eq!(back.stat(back.root()).unwrap().mode & 0o7777, 0o710);
+    assert_eq!(back.xattrs(back.root()).unwrap(), [OsStr::new("user.kept")]);
+}
+
+/// Two directories changed places. A rollback shows each at its old place, so a path of before
+/// leads to the other one and to other files in it.
+#[test]
+fn a_rollback_takes_no_object_for_another() {
+    let (setup, counts) = (setup(), Counts::default());
+    put::file(&setup.path("lower"), "second/file", "of the second one");
+    let overlay = mount(&setup, &counts);
+    let next = overlay.snapshot(None, &[]).unwrap();
+    let paths = ["dir", "second", "dir/file", "second/file"];
+    let held = paths.map(|path| next.open(&find(&next, path)));
+    let root = next.root();
+    next.rename(root, OsStr::new("dir"), root, OsStr::new("second"), RenameMode::Exchange).unwrap();
+    let back = next.roll_back(&held.each_ref().map(|handle| handle.node().clone())).unwrap();
+    for (path, handle) in paths.iter().zip(&held) {
+        match back.find_again(handle.node().id()) {
+            Ok(found) => assert!(Arc::ptr_eq(found.node(), &find(&back, path)), "{path} is another object"),
+            Err(error) => assert_eq!(error.errno, ESTALE, "{path}"),
+        }
+    }
+}
+
+/// A file with two names was copied up before a snapshot. Both names go while it is open.
+#[test]
+fn a_frozen_copy_outlives_its_names() {
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts);
+    write(&overlay, "one", "copy");
+    overlay.complete_and_sync().unwrap();
+    let next = overlay.snapshot(None, &[]).unwrap();
+    let mut held = next.open(&find(&next, "one"));
+    for name in ["one", "other"] {
+        next.unlink(next.root(), OsStr::new(name)).unwrap();
+    }
+    assert_eq!(read(&next, &held), b"copy");
+    let node = held.node().clone();
+    next.complete_and_sync().unwrap();
+    let last = next.snapshot(None, std::slice::from_ref(&node)).unwrap();
+    held = last.find_again(node.id()).unwrap();
+    assert_eq!((read(&last, &held), last.stat(held.node()).unwrap().nlink), (b"copy".to_vec(), 0));
+    last.write_at(&held, b"C", 0).unwrap();
+    assert_eq!(read(&last, &held), b"Copy");
+}
+
 /// The names of a copy in a frozen layer are its links. A removed one counts as hidden, also when
 /// the file has no name in a lower layer that is left.
 #[test]

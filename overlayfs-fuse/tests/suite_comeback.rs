@@ -111,6 +111,52 @@ fn a_kill_changes_nothing_of_a_volatile_mount() {
     a_kill_changes_nothing(&Fixture::with_work(), ",volatile");
 }
 
+/// The mount has a frozen layer. A snapshot ends the comebacks, and a restart begins them again.
+#[test]
+fn a_kill_changes_nothing_above_a_snapshot() {
+    let fixture = Fixture::new();
+    fill(&fixture.path("lower"));
+    let snapshots = fixture.setup.dir("snapshots");
+    let (mount, point) = (Background::new(&fixture, &format!(",snapshots={}", snapshots.display())), fixture.point());
+    change(&point);
+    for word in ["snapshot", "restart"] {
+        let (code, _, said) = command(&[word], &point);
+        assert_eq!(code, 0, "{word}: {said}");
+    }
+    let file = open(&point.join("moved/made"));
+    file.write_all_at(b"MA", 0).unwrap();
+    fs::rename(point.join("moved/made"), point.join("own/made")).unwrap();
+    fs::rename(point.join("many/1"), point.join("own/1")).unwrap();
+    let before = tree(&point);
+    kill(&point);
+    assert_eq!(tree(&point), before);
+    assert_eq!(read_all(&file), "MAde");
+    drop(file);
+    mount.unmount();
+}
+
+/// Changes of a file after the removal of its name: of the upper layer and of a lower one.
+#[test]
+fn a_kill_takes_nothing_back_from_a_file_without_a_name() {
+    let fixture = Fixture::new();
+    fill(&fixture.path("lower"));
+    let (mount, point) = (Background::new(&fixture, ""), fixture.point());
+    change(&point);
+    for name in ["moved/made", "moved/changed", "many/1"] {
+        let file = open(&point.join(name));
+        fs::remove_file(point.join(name)).unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o601)).unwrap();
+        file.set_len(0).unwrap();
+        file.write_all_at(b"changed", 0).unwrap();
+        file.sync_all().unwrap();
+        kill(&point);
+        let found = file.metadata().unwrap();
+        let shown = (read_all(&file), found.mode() & 0o7777, found.nlink(), found.len());
+        assert_eq!(shown, ("changed".to_owned(), 0o601, 0, 7), "{name}");
+    }
+    mount.unmount();
+}
+
 #[test]
 fn a_kill_changes_nothing_without_write_back() {
     a_kill_changes_nothing(&Fixture::new(), ",writeback=0,timeout=0");

@@ -156,10 +156,12 @@ impl<L: Layer> Overlay<L> {
             (Stored::Partial(partial), ..) => Location::Entry(partial.dir.clone(), partial.name.clone()),
             (_, Some(place), _) => Location::Entry(place.dir.clone(), place.name.clone()),
             (_, None, Some(open)) => Location::File(open.clone()),
-            (Stored::Top, None, None) => match self.stack.upper_root().or(self.stack.lower_roots().first()) {
-                Some(root) => Location::Root(root.clone()),
-                None => Location::Nowhere,
-            },
+            (Stored::Top, None, None) => {
+                match self.stack.upper_root().filter(|_| state.upper).or(self.stack.lower_roots().first()) {
+                    Some(root) => Location::Root(root.clone()),
+                    None => Location::Nowhere,
+                }
+            }
             (Stored::Orphan(entry), None, None) => Location::Entry(entry.0.clone(), entry.1.clone()),
             (Stored::Named, None, None) => Location::Nowhere,
         }

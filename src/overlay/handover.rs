@@ -38,6 +38,8 @@ use crate::sync::Lock;
 pub struct Handover<L: Layer> {
     named: Vec<Named>,
     nameless: Vec<Nameless<L>>,
+    /// Whether other objects may have their places by now.
+    moved: bool,
     /// The lowest id that no object has had.
     next_id: u64,
     /// The time of last change of status that the root shows.
@@ -45,9 +47,9 @@ pub struct Handover<L: Layer> {
 }
 
 impl<L: Layer> Handover<L> {
-    /// Leaves out the objects without a name.
-    pub(super) fn only_named(self) -> Self {
-        Handover { nameless: Vec::new(), ..self }
+    /// Leaves out the objects without a name, and lets the others be elsewhere by now.
+    pub(super) fn after_rollback(self) -> Self {
+        Handover { nameless: Vec::new(), moved: true, ..self }
     }
 }
 
@@ -80,7 +82,8 @@ struct Nameless<L: Layer> {
     ctime: Option<Time>,
     links: LinkCount,
     target: Option<Box<OsStr>>,
-    /// The origin of a lower file with names that no lookup has met.
+    /// The origin of a lower file with names that no lookup has met, or of its copy in a frozen
+    /// layer.
     origin: Option<Origin>,
     /// Its place in a lower layer: the layer, counted from the bottom, and the names.
     orphan: Option<(usize, Vec<OsString>)>,
@@ -98,6 +101,9 @@ pub(super) struct Earlier<L: Layer> {
 }
 
 struct Table<L: Layer> {
+    /// Whether another object may have the place of one by now, as after a rollback. Then the inode
+    /// number tells them apart.
+    moved: bool,
     /// The objects that are not found yet, by id.
     places: HashMap<u64, EarlierPlace>,
     /// Their ids, by the id of the parent and the name.
@@ -123,13 +129,20 @@ struct Found<L: Layer> {
 
 impl<L: Layer> Default for Earlier<L> {
     fn default() -> Self {
-        let table =
-            Table { places: HashMap::new(), ids: HashMap::new(), numbers: HashMap::new(), found: HashMap::new() };
+        let (places, ids, numbers, found) = (HashMap::new(), HashMap::new(), HashMap::new(), HashMap::new());
+        let table = Table { moved: false, places, ids, numbers, found };
         Earlier { any: AtomicBool::new(false), table: Lock::new(table) }
     }
 }
 
 impl<L: Layer> Table<L> {
+    /// Returns the id of the object with this place and this inode number.
+    fn id(&self, place: &ObjectName<L>, ino: Option<u64>) -> Option<u64> {
+        let by_name = self.ids.get(&place.parent.id()).and_then(|names| names.get(&*place.name)).copied();
+        let is_it = |id: &u64| !self.moved || self.places.get(id).is_some_and(|place| Some(place.ino) == ino);
+        by_name.filter(is_it).or_else(|| self.numbers.get(&ino?).copied())
+    }
+
     fn add(&mut self, Named { id, ino, parent, name, wanted }: Named) {
         self.ids.entry(parent).or_default().insert(name.clone(), id);
         self.numbers.insert(ino, id);
@@ -205,7 +218,13 @@ impl<L: Layer> Overlay<L> {
     pub fn hand_over(&self, plan: Plan<L>) -> Handover<L> {
         let nameless = plan.nameless.iter().map(|(node, ino)| self.take_nameless(node, *ino)).collect();
         let root_ctime = self.shown_ctime(&self.root.state.lock());
-        Handover { named: plan.named, nameless, next_id: self.next_id.load(Ordering::Relaxed), root_ctime }
+        Handover {
+            named: plan.named,
+            nameless,
+            moved: false,
+            next_id: self.next_id.load(Ordering::Relaxed),
+            root_ctime,
+        }
     }
 
     pub(super) fn known_ino(&self, node: &Arc<Node<L>>) -> Result<u64> {
@@ -260,6 +279,7 @@ impl<L: Layer> Overlay<L> {
 
     /// Describes an object without a name, but for its open file.
     fn nameless(&self, node: &Arc<Node<L>>, state: &State<L>, ino: u64) -> Nameless<L> {
+        let is_indexed_below = !state.upper && matches!(state.stored, Stored::Indexed(_));
         let orphan = match &state.stored {
             Stored::Orphan(entry) => Some(self.stack.names_of(&entry.0, &entry.1)),
             _ => None,
@@ -273,9 +293,9 @@ impl<L: Layer> Overlay<L> {
             ctime: self.shown_ctime(state),
             links: state.links,
             target: state.target.clone(),
-            origin: state.origin().filter(|_| has_names(node.kind(), state.links, state.attr)),
+            origin: state.origin().filter(|_| is_indexed_below || has_names(node.kind(), state.links, state.attr)),
             orphan,
-            work_name: state.stored.work_name().map(|name| name.to_os_string()),
+            work_name: state.stored.work_name().filter(|_| !is_indexed_below).map(|name| name.to_os_string()),
             file: None,
         }
     }
@@ -299,6 +319,7 @@ impl<L: Layer> Overlay<L> {
             }
         }
         let mut table = self.earlier.table.lock();
+        table.moved = handover.moved;
         handover.named.into_iter().for_each(|named| table.add(named));
         drop(table);
         self.earlier.any.store(true, Ordering::Release);
@@ -470,8 +491,7 @@ impl<L: Layer> Overlay<L> {
             return self.new_id();
         }
         let table = self.earlier.table.lock();
-        let by_name = table.ids.get(&place.parent.id()).and_then(|names| names.get(&*place.name));
-        let known = by_name.or_else(|| ino.and_then(|ino| table.numbers.get(&ino))).copied();
+        let known = table.id(place, ino);
         drop(table);
         known.unwrap_or_else(|| self.new_id())
     }

@@ -98,9 +98,12 @@ pub(super) enum Stored<L: Layer> {
 }
 
 impl<L: Layer> Stored<L> {
-    /// Returns the place of an object that lost `lost`, its last name in a lower layer.
-    pub fn orphan(lost: Option<ObjectName<L>>) -> Self {
-        lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))))
+    /// Keeps the place of an object that lost `lost`, its last name in a lower layer. A copy in a
+    /// frozen layer stays in its index.
+    pub fn lose_name(&mut self, lost: Option<ObjectName<L>>) {
+        if !matches!(self, Stored::Indexed(_)) {
+            *self = lost.map_or(Stored::Named, |place| Stored::Orphan(Box::new((place.dir, place.name))));
+        }
     }
 
     /// Returns the name in a work directory.

@@ -251,13 +251,13 @@ impl<L: Layer> Overlay<L> {
             }
             // An earlier mount may have hidden those.
             if !state.upper && state.places.is_empty() {
-                state.stored = Stored::orphan(lost);
+                state.stored.lose_name(lost);
             }
             return;
         }
         if !state.upper {
             state.links = LinkCount::NONE;
-            state.stored = Stored::orphan(lost);
+            state.stored.lose_name(lost);
         }
         self.lost_last_name(node, state);
     }
@@ -288,7 +288,7 @@ impl<L: Layer> Overlay<L> {
                 self.discard_partial(node, &partial);
             }
             // The entry of a frozen layer stays there.
-            Stored::Indexed(_) if !state.upper => {}
+            stored @ Stored::Indexed(_) if !state.upper => state.stored = stored,
             stored @ (Stored::Indexed(_) | Stored::Unnamed(_)) => {
                 if let (Ok((upper, work)), Some(name), Some(_)) = (self.upper(), stored.work_name(), &state.attr) {
                     match self.stack.open(work.dir()) {

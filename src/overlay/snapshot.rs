@@ -15,9 +15,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::chain::{Chain, Level, Snapshot, UPPER, is_name};
 use super::features::Feature;
-use super::node::Node;
+use super::node::{Dir, Node, State};
 use super::{Overlay, Refused, Settings};
-use crate::errno::Error;
+use crate::errno::{EIO, Error};
 use crate::format::Wanted;
 use crate::layer::{Kind, Layer, Object, Owner, Result};
 
@@ -158,7 +158,10 @@ impl<L: Layer> Overlay<L> {
         (number, place): (u64, &L::Dir),
         nodes: &[Arc<Node<L>>],
     ) -> std::result::Result<Self, Unfrozen> {
-        self.copy_root(place)?;
+        match step {
+            Step::Freeze => self.copy_root(&self.root, place)?,
+            Step::Drop => self.copy_root(&self.frozen_root()?, place)?,
+        }
         let levels = self.levels_for(step, chain.open_level(number, place, true)?)?;
         let lowers = self.stack.lower_roots().iter().skip(self.frozen_count());
         let lowers = lowers.map(|root| self.stack.again(root)).collect::<Result<Vec<_>>>()?;
@@ -180,7 +183,7 @@ impl<L: Layer> Overlay<L> {
         }
         let handover = match step {
             Step::Freeze => self.hand_over(plan),
-            Step::Drop => self.hand_over(plan).only_named(),
+            Step::Drop => self.hand_over(plan).after_rollback(),
         };
         next.succeed(handover, Some(self));
         if step == Step::Drop {
@@ -210,15 +213,23 @@ impl<L: Layer> Overlay<L> {
         frozen.chain([Ok(top)]).collect()
     }
 
-    /// Gives the root of the new upper layer in `place` the attributes of the root.
-    fn copy_root(&self, place: &L::Dir) -> Result<()> {
+    /// Makes a node for the root as the layers below the upper one show it.
+    fn frozen_root(&self) -> Result<Arc<Node<L>>> {
+        let lowers = self.stack.lower_roots();
+        let top = lowers.first().ok_or(Error::new(EIO))?;
+        let attr = self.stack.mark(top, self.stack.layer(top).stat(Object::Dir(&*self.stack.open(top)?))?);
+        Ok(Node::new(0, attr.kind, State::root(false, attr, attr.ino), Some(Dir::unread(None, lowers.to_vec()))))
+    }
+
+    /// Gives the root of the new upper layer in `place` the attributes of `root`.
+    fn copy_root(&self, root: &Arc<Node<L>>, place: &L::Dir) -> Result<()> {
         let name = OsStr::new(UPPER);
-        let attr = self.stat(&self.root)?;
-        let xattrs = self.xattrs_to_copy(&self.root)?;
+        let attr = self.stat(root)?;
+        let xattrs = self.xattrs_to_copy(root)?;
         let (upper, _) = self.upper()?;
         let made: (Owner, u32) = (upper.identity(), 0o700);
-        self.copy_attr(&self.root, Object::Entry(place, name), &attr, made, &xattrs)?;
-        self.build_fixed(&self.root, place, name)?;
+        self.copy_attr(root, Object::Entry(place, name), &attr, made, &xattrs)?;
+        self.build_fixed(root, place, name)?;
         upper.set_times(Object::Entry(place, name), attr.atime, attr.mtime)
     }
 }

@@ -64,7 +64,7 @@ pub fn correct(sum: &mut Sum, roots: &Roots, layers: &Options) -> Result<(), Str
 
 /// Stacks the layers for a look: the upper one is only read.
 fn only_read(roots: &Roots, layers: &Options) -> Result<Overlay<OsLayer>, Box<dyn std::error::Error>> {
-    let options = Options { read_only: true, reuse_volatile: true, snapshots: None, ..layers.clone() };
+    let options = Options { read_only: true, reuse_volatile: true, ..layers.clone() };
     Ok(roots.only_read()?.open(&options)?.stack(&options, false)?)
 }
 

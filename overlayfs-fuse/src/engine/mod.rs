@@ -538,6 +538,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if is_set(change, set::CTIME) {
             self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
         }
+        self.noting(&node);
         self.attr(&node)
     }
 
@@ -663,6 +664,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
                 Err(_) => break,
             }
         }
+        self.noting(file.node());
         let written = failed.map_or(Ok(done), Err);
         if held_back {
             self.written_back(node, written);
@@ -770,7 +772,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
             return Err(Error::new(EINVAL));
         }
-        match self.call(|| self.overlay.set_xattr(&node, name, &value, mode)) {
+        let set = self.call(|| self.overlay.set_xattr(&node, name, &value, mode));
+        self.noting(&node);
+        match set {
             // The request itself may have set it before.
             Err(error) if error.errno == EEXIST && caller.asks_again() => {
                 let before = self.call(|| self.overlay.xattr(&node, name))?;
@@ -801,7 +805,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             return Ok(());
         }
         let node = self.node(node)?;
-        match self.call(|| self.overlay.remove_xattr(&node, name)) {
+        let removed = self.call(|| self.overlay.remove_xattr(&node, name));
+        self.noting(&node);
+        match removed {
             Err(error) if error.errno == ENODATA && self.removed_before(caller, name) => Ok(()),
             removed => removed,
         }
@@ -812,7 +818,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let end = offset.checked_add(length).ok_or(Error::new(EFBIG))?;
         let file = self.file(node)?;
         self.drop_set_id_for(caller, file.node())?;
-        self.call(|| self.overlay.allocate(&file, how, offset..end))
+        let allocated = self.call(|| self.overlay.allocate(&file, how, offset..end));
+        self.noting(file.node());
+        allocated
     }
 
     fn flags(&self, node: u64) -> Result<u32> {
@@ -881,7 +889,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let end = from.1.checked_add(length).ok_or(Error::new(EINVAL))?;
         self.drop_set_id_for(caller, target.node())?;
-        self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1))
+        let copied = self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1));
+        self.noting(target.node());
+        copied
     }
 
     fn statfs(&self, _: u64) -> Result<StatFs> {

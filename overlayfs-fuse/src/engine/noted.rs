@@ -119,6 +119,20 @@ impl<L: Layer> EngineFrontEnd<L> {
         changed
     }
 
+    /// Writes down what is left of an object without a name, after a change of it. The change may
+    /// have copied it up.
+    pub(super) fn noting(&self, node: &Arc<Node<L>>) {
+        if let Some(ledger) = self.nodes.ledger()
+            && self.overlay.is_nameless(node)
+        {
+            // The note has the attributes. Without them it says that the object is lost.
+            if let Err(error) = self.overlay.stat(node) {
+                log::warn!("the attributes of a file without a name are unknown: {error}");
+            }
+            note(&self.overlay, node, ledger);
+        }
+    }
+
     /// Returns the object with a name that a request should make and that exists: if the request
     /// comes again, it has made it before.
     pub(super) fn made_before(

@@ -12,7 +12,7 @@ use super::{Handover, Named, Nameless};
 use crate::errno::{EINVAL, Error};
 use crate::layer::{Access, Kind, Layer, Result};
 use crate::overlay::Overlay;
-use crate::overlay::node::{LinkCount, Node};
+use crate::overlay::node::{LinkCount, Node, Stored};
 use crate::packed::{Packer, Unpacker};
 
 /// Where an object is.
@@ -126,6 +126,11 @@ impl<L: Layer> Overlay<L> {
         Note::Place(Place { id: node.id(), ino: state.ino.unwrap_or(0), parent, name })
     }
 
+    /// Whether no known name leads to an object.
+    pub fn is_nameless(&self, node: &Arc<Node<L>>) -> bool {
+        !self.is_root(node) && node.state.lock().places.is_empty()
+    }
+
     /// Notes an object without a name, or what it will be once it has lost its only known name.
     /// Asks no layer.
     pub fn note_without_name(&self, node: &Arc<Node<L>>) -> Note {
@@ -140,10 +145,12 @@ impl<L: Layer> Overlay<L> {
             let links = state.attr.filter(|_| node.kind() != Kind::Dir).map_or(1, |attr| state.links.count(attr.nlink));
             let left = links.saturating_sub(1);
             nameless.links = if left > 0 { LinkCount::Counted(left) } else { LinkCount::NONE };
-            nameless.origin = nameless.origin.filter(|_| left > 0);
+            let is_indexed = matches!(state.stored, Stored::Indexed(_));
+            nameless.origin = nameless.origin.filter(|_| left > 0 || is_indexed && !state.upper);
             match state.upper {
                 // The loss of the last name removes the entry in the work directory too.
                 true => nameless.work_name = nameless.work_name.filter(|_| left > 0),
+                false if is_indexed => {}
                 false => nameless.orphan = Some(self.stack.names_of(&place.dir, &place.name)),
             }
         }

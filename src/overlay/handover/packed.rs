@@ -99,7 +99,7 @@ impl<L: Layer> Handover<L> {
         })?;
         let nameless = from.list(|from| nameless(from, take))?;
         from.end()?;
-        Ok(Handover { named, nameless, next_id, root_ctime })
+        Ok(Handover { named, nameless, moved: false, next_id, root_ctime })
     }
 }
 
