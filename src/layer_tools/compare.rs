@@ -109,6 +109,9 @@ pub fn is_linked(stat: &Stat) -> bool {
 pub struct Links {
     now: Names,
     before: Names,
+    /// The count of the names to come of objects that the two tables would have alike: all names so
+    /// far are of one object with one number in both trees. Most copies are such objects.
+    alike: CompactMap<u64, u32>,
 }
 
 impl Links {
@@ -118,10 +121,40 @@ impl Links {
         if !is_linked(new) && !old.is_some_and(is_linked) {
             return false;
         }
+        if let Some(old) = old.filter(|old| (old.ino, old.nlink) == (new.ino, new.nlink))
+            && self.meet_alike(old)
+        {
+            return false;
+        }
+        self.part(new.ino);
+        if let Some(old) = old {
+            self.part(old.ino);
+        }
         let number = |stat: &Stat| NonZeroU64::new(stat.ino);
         let now = self.now.meet(new, old.and_then(number));
         let before = old.and_then(|old| self.before.meet(old, number(new)));
         old.is_none_or(|old| old.nlink != new.nlink) || now != old.and_then(number) || before != number(new)
+    }
+
+    /// Counts a name of an object that is alike in both trees. Returns whether all of its names so
+    /// far are such names.
+    fn meet_alike(&mut self, stat: &Stat) -> bool {
+        let ino = stat.ino;
+        let left = match self.alike.get(ino) {
+            None if ino == 0 || self.now.0.contains(ino) || self.before.0.contains(ino) => return false,
+            met => met.unwrap_or(stat.nlink),
+        };
+        count_down(&mut self.alike, ino, left, |left| left);
+        true
+    }
+
+    /// Moves an object to the two tables, as a name follows that is not alike.
+    fn part(&mut self, ino: u64) {
+        if let Some(left) = self.alike.remove(ino) {
+            let met = Met { other: NonZeroU64::new(ino), left };
+            self.now.0.insert(ino, met);
+            self.before.0.insert(ino, met);
+        }
     }
 }
 
@@ -143,10 +176,49 @@ impl Names {
     /// Returns what the other tree has at the first name. `other` is what it has at this one.
     fn meet(&mut self, stat: &Stat, other: Option<NonZeroU64>) -> Option<NonZeroU64> {
         let Met { other, left } = self.0.get(stat.ino).unwrap_or(Met { other, left: stat.nlink });
-        match left {
-            ..=1 => self.0.remove(stat.ino),
-            _ => self.0.insert(stat.ino, Met { other, left: left - 1 }),
-        };
+        count_down(&mut self.0, stat.ino, left, |left| Met { other, left });
         other
+    }
+}
+
+/// Counts one of the names that were to come. Drops an object without any.
+fn count_down<V: Copy>(objects: &mut CompactMap<u64, V>, ino: u64, left: u32, value: impl Fn(u32) -> V) {
+    match left {
+        ..=1 => objects.remove(ino),
+        _ => objects.insert(ino, value(left - 1)),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An inode number, and its count of names.
+    type Object = (u64, u32);
+
+    /// Returns what [`Links`] says at each name, which has an object in each tree.
+    fn differ(names: &[(Object, Object)]) -> Vec<bool> {
+        let stat = |(ino, nlink)| Stat { ino, nlink, ..Stat::example(Kind::File, 0o600, 0, 0) };
+        let mut links = Links::default();
+        let differs = names.iter().map(|(old, new)| links.differ(Some(&stat(*old)), &stat(*new))).collect();
+        assert_eq!([links.alike.len(), links.now.0.len(), links.before.0.len()], [0; 3], "all names were met");
+        differs
+    }
+
+    #[test]
+    fn objects_that_are_alike_do_not_differ() {
+        assert_eq!(differ(&[((7, 2), (7, 2)), ((8, 1), (8, 1)), ((7, 2), (7, 2))]), [false; 3]);
+    }
+
+    #[test]
+    fn other_numbers_of_the_same_names_do_not_differ() {
+        assert_eq!(differ(&[((7, 2), (9, 2)), ((7, 2), (9, 2))]), [false; 2]);
+    }
+
+    #[test]
+    fn a_name_that_is_of_another_object_differs() {
+        // The second names of 7 and 8 were exchanged.
+        let names = [((7, 2), (7, 2)), ((8, 2), (8, 2)), ((7, 2), (8, 2)), ((8, 2), (7, 2))];
+        assert_eq!(differ(&names), [false, false, true, true]);
     }
 }
