@@ -4,29 +4,8 @@ use std::env;
 use std::io::{self, Write};
 use std::process::Command;
 
-use super::shapes::SHAPES;
-use super::{Place, empty, import, run_measured};
-
-/// A subcommand, its arguments behind the layers, and whether it needs new layers: one before has
-/// changed them.
-type Row = (&'static str, &'static str, &'static [&'static str], bool);
-
-const COMMANDS: [Row; 14] = [
-    ("info", "info", &[], true),
-    ("diff", "diff", &[], false),
-    ("export", "export", &["archive.tar"], false),
-    ("import", "import", &[], false),
-    ("vacuum", "vacuum", &["--dry-run"], false),
-    ("flatten", "flatten", &["--into", "flat"], false),
-    ("commit --into", "commit", &["--into", "copy"], false),
-    ("commit --include", "commit", &["--include", "**/*5"], false),
-    ("discard", "discard", &[], false),
-    ("commit --atomic", "commit", &["--atomic"], true),
-    ("convert --to kernel", "convert", &["--to", "kernel", "--work", "work"], true),
-    ("convert --to oci", "convert", &["--to", "oci", "--work", "work"], false),
-    ("convert --deref", "convert", &["--deref", "--work", "work"], false),
-    ("commit", "commit", &["--work", "work"], false),
-];
+use super::shapes::{COMMANDS, SHAPES};
+use super::{Place, empty, run_measured};
 
 /// Prints a table of the largest resident memory, at the layers with these names or at all.
 pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
@@ -39,7 +18,10 @@ pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
             if needs_new {
                 make_apart(place, name)?;
             }
-            let mut command = if command == "import" { import(place)? } else { place.tool(command) };
+            let mut command = match command {
+                "import" => Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")),
+                _ => place.tool(command),
+            };
             command.current_dir(place.path("")).args(arguments);
             print!(" {} |", run_measured(command, place)?.peak >> 20);
             io::stdout().flush()?;

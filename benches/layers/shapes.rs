@@ -1,4 +1,5 @@
-//! Layers of several kinds with very many files, for the benchmark and for `tests/layer_memory.rs`.
+//! Layers of several kinds with very many files, and the subcommands whose memory is measured at
+//! them, for the benchmark and for `tests/layer_memory.rs`.
 //!
 //! | layers | content |
 //! | --- | --- |
@@ -48,6 +49,28 @@ pub const SHAPES: [(&str, Make); 8] = [
         let (overlay, root) = (overlay(top)?, ["old", "new"].map(OsStr::new));
         Ok(overlay.rename(overlay.root(), root[0], overlay.root(), root[1], RenameMode::NoReplace)?)
     }),
+];
+
+/// The name of a row, its subcommand, its arguments behind the layers, and whether it needs new
+/// layers: one before has changed them.
+pub type Row = (&'static str, &'static str, &'static [&'static str], bool);
+
+/// The subcommands, in the order in which they run.
+pub const COMMANDS: [Row; 14] = [
+    ("info", "info", &[], true),
+    ("diff", "diff", &[], false),
+    ("export", "export", &["archive.tar"], false),
+    ("import", "import", &["archive.tar", "imported"], false),
+    ("vacuum", "vacuum", &["--dry-run"], false),
+    ("flatten", "flatten", &["--into", "flat"], false),
+    ("commit --into", "commit", &["--into", "copy"], false),
+    ("commit --include", "commit", &["--include", "**/*5"], false),
+    ("discard", "discard", &[], false),
+    ("commit --atomic", "commit", &["--atomic"], true),
+    ("convert --to kernel", "convert", &["--to", "kernel", "--work", "work"], true),
+    ("convert --to oci", "convert", &["--to", "oci", "--work", "work"], false),
+    ("convert --deref", "convert", &["--deref", "--work", "work"], false),
+    ("commit", "commit", &["--work", "work"], false),
 ];
 
 /// Returns the path of a small file, if each directory has `width` of them.
