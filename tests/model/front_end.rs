@@ -91,8 +91,8 @@ pub trait FrontEnd {
     fn restart(&mut self, _handles: &mut BTreeMap<usize, Self::Handle>) -> Result<()> {
         Err(EOPNOTSUPP)
     }
-    /// Leaves the upper layer aside and shows the last snapshot. Nothing is open. Returns the
-    /// number of the new layer.
+    /// Leaves the upper layer aside and shows the last snapshot. Returns the number of the new
+    /// layer. In most front ends nothing may be open.
     fn roll_back(&mut self) -> Result<u64> {
         Err(EOPNOTSUPP)
     }
@@ -113,6 +113,10 @@ pub trait FrontEnd {
     /// Lists about `chunk` entries of a directory behind the offset `after`, without `.` and `..`.
     /// The offset of the start is 0.
     fn list_part(&self, handle: &Self::Handle, after: u64, chunk: usize) -> Result<Part>;
+    /// Returns the names in a directory, and asks nothing about each.
+    fn names(&self, handle: &Self::Handle) -> Result<Vec<OsString>> {
+        Ok(self.list(handle, 1000)?.into_iter().map(|entry| entry.name).collect())
+    }
     /// Lists a whole directory, about `chunk` entries at a time.
     fn list(&self, handle: &Self::Handle, chunk: usize) -> Result<Vec<Listed>> {
         let (mut listed, mut next) = (Vec::new(), Some(0));

@@ -6,12 +6,13 @@
 //! The search tries all orders that still fit, each state once.
 
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fmt::{self, Write as _};
 use std::hash::Hasher;
 use std::path::PathBuf;
 
+use overlayfs::errno::ENOENT;
 use overlayfs::layer::Stat;
 
 use crate::tree::{Data, Id, Place, Tree};
@@ -41,7 +42,12 @@ pub enum Op {
     Reserve(usize, usize),
     SetMode(usize, u32),
     Sync(usize),
+    /// In one step.
     List(usize),
+    /// The start of a listing in several steps.
+    BeginList(usize),
+    /// Its end.
+    EndList(usize),
 }
 
 #[derive(Clone, Debug)]
@@ -87,11 +93,43 @@ pub struct Scene {
 pub struct State {
     pub tree: Tree,
     pub numbers: BTreeMap<Id, u64>,
+    /// The listings under way, by slot.
+    pub listings: BTreeMap<usize, Listing>,
+    /// Whether the kernel counts the names of files on a mount. It takes one away at the answer to
+    /// a removal, even if it has asked for the count after the removal. So it may show too few.
+    pub counted_by_kernel: bool,
+}
+
+/// A listing in several steps. It has each name that is there throughout, and none that never is.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    throughout: BTreeSet<OsString>,
+    ever: BTreeSet<OsString>,
+}
+
+impl Listing {
+    fn explains(&self, names: &[OsString]) -> bool {
+        let found: BTreeSet<_> = names.iter().cloned().collect();
+        let is_twice = names
+            .iter()
+            .any(|name| self.throughout.contains(name) && names.iter().filter(|other| *other == name).count() > 1);
+        self.throughout.is_subset(&found) && found.is_subset(&self.ever) && !is_twice
+    }
 }
 
 impl State {
     /// Applies an operation. Returns whether the reference gives the same answer.
     pub fn takes(&mut self, event: &Event) -> bool {
+        let takes = self.answers(event);
+        for (slot, listing) in &mut self.listings {
+            let entries = &self.tree.node(self.tree.handles[slot]).entries;
+            listing.throughout.retain(|name| entries.contains_key(name));
+            listing.ever.extend(entries.keys().cloned());
+        }
+        takes
+    }
+
+    fn answers(&mut self, event: &Event) -> bool {
         let tree = &mut self.tree;
         let done = match &event.op {
             Op::Open(slot, place) => tree.find(place).map(|id| {
@@ -128,6 +166,19 @@ impl State {
                 let names = tree.list(tree.handles[slot]);
                 return matches!((names, &event.answer), (Ok(names), Answer::Names(real)) if names == *real);
             }
+            Op::BeginList(slot) => {
+                let names: BTreeSet<_> = tree.node(tree.handles[slot]).entries.keys().cloned().collect();
+                self.listings.insert(*slot, Listing { throughout: names.clone(), ever: names });
+                return true;
+            }
+            Op::EndList(slot) => {
+                let is_dead = tree.node(tree.handles[slot]).names == 0;
+                let Some(listing) = self.listings.remove(slot) else { return false };
+                return match &event.answer {
+                    Answer::Names(names) => listing.explains(names),
+                    answer => is_dead && matches!(answer, Answer::Failed(ENOENT)),
+                };
+            }
             Op::Stat(slot) => {
                 let id = tree.handles[slot];
                 return matches!(&event.answer, Answer::Stat(stat) if self.shows(id, stat));
@@ -144,10 +195,17 @@ impl State {
         let node = self.tree.node(id);
         let links = match node.kind {
             Kind::Dir => (stat.nlink == 0) == (node.names == 0),
-            _ => stat.nlink == node.names + node.unseen,
+            _ => self.has_links(id, stat.nlink),
         };
         let size = node.kind == Kind::Dir || stat.size == node.data.len() as u64;
         links && size && stat.kind == node.kind && stat.mode == node.mode && self.is_number(id, stat.ino)
+    }
+
+    /// Returns whether this can be the link count of an object that is no directory.
+    fn has_links(&self, id: Id, links: u32) -> bool {
+        let node = self.tree.node(id);
+        let count = node.names + node.unseen;
+        links == count || self.counted_by_kernel && links < count
     }
 
     /// Returns whether this can be the object's inode number. It must stay the same, and no other
@@ -174,7 +232,7 @@ impl State {
         }
         paths.iter().zip(seen).find_map(|((path, id), seen)| {
             let node = self.tree.node(*id);
-            let links = node.kind == Kind::Dir || seen.links == node.names + node.unseen;
+            let links = node.kind == Kind::Dir || self.has_links(*id, seen.links);
             let same = (path, node.kind, node.mode, &*node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
             let is_same = links && same && self.is_number(*id, seen.number);
             (!is_same).then(|| format!("{} is object {id}", path.display()))
@@ -183,7 +241,8 @@ impl State {
 
     fn digest(&self) -> u64 {
         let mut digest = Digest(DefaultHasher::new());
-        let _ = write!(digest, "{:?}{:?}{:?}", self.tree.nodes, self.tree.handles, self.numbers);
+        let Self { tree, numbers, listings, .. } = self;
+        let _ = write!(digest, "{:?}{:?}{numbers:?}{listings:?}", tree.nodes, tree.handles);
         digest.0.finish()
     }
 }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use overlayfs::layer::{Fixed, Owner, RenameMode, Stat, Time};
 use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, Uid,
-    XattrFlags,
+    self, AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec,
+    Timestamps, Uid, XattrFlags,
 };
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -163,6 +163,9 @@ impl FrontEnd for Host {
         let (dir, flags) = (self.open(dir)?, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC);
         let path = fs::openat(&dir.path, ".", flags, Mode::from_raw_mode(mode & 0o777)).map_err(errno)?;
         let handle = HostHandle::new(path)?;
+        if self.mount.is_some() {
+            return Ok(handle);
+        }
         self.set_owner(&handle, owner)?;
         let made = self.stat(&handle)?.mode & 0o777;
         self.set_mode(&handle, made | mode & 0o7000)?;
@@ -296,9 +299,43 @@ impl FrontEnd for Host {
         handle.data.as_ref().map_or(Ok(()), |data| fs::fsync(data).map_err(errno))
     }
 
+    fn copy_byte(&self, from: &HostHandle, from_offset: u64, to: &HostHandle, to_offset: u64) -> Result<()> {
+        let (from, to, mut start, mut end) = (from.file()?, to.file()?, from_offset, to_offset);
+        fs::copy_file_range(from, Some(&mut start), to, Some(&mut end), 1).map(drop).map_err(errno)
+    }
+
+    fn reserve(&self, handle: &HostHandle, size: u64) -> Result<()> {
+        fs::fallocate(handle.file()?, FallocateFlags::empty(), 0, size).map_err(errno)
+    }
+
+    fn snapshot(&mut self, _handles: &mut BTreeMap<usize, HostHandle>) -> Result<u64> {
+        let mount = self.mount.as_ref().ok_or(errno(Errno::OPNOTSUPP))?;
+        if mount.snapshot() { Ok(mount.topmost()) } else { Err(errno(Errno::BUSY)) }
+    }
+
+    fn roll_back(&mut self) -> Result<u64> {
+        let mount = self.mount.as_ref().ok_or(errno(Errno::OPNOTSUPP))?;
+        mount.roll_back();
+        Ok(mount.topmost())
+    }
+
     fn beside(&self) -> Option<Work> {
         let mount = self.mount.clone()?;
         Some(Box::new(move || mount.disturb()))
+    }
+
+    fn names(&self, handle: &HostHandle) -> Result<Vec<OsString>> {
+        let data = handle.data.as_ref().ok_or(errno(Errno::NOTDIR))?;
+        let dir = fs::openat(data, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let dir = dir.map_err(errno)?;
+        // Two calls for most directories.
+        let mut buffer = [MaybeUninit::uninit(); 100];
+        let (mut entries, mut names) = (RawDir::new(&dir, &mut buffer), Vec::new());
+        while let Some(entry) = entries.next().transpose().map_err(errno)? {
+            names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+        }
+        names.retain(|name| name != "." && name != "..");
+        Ok(names)
     }
 
     fn list_part(&self, handle: &HostHandle, after: u64, chunk: usize) -> Result<Part> {

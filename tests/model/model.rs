@@ -36,7 +36,7 @@ use engine::Engine;
 use front_end::FrontEnd;
 use host::Host;
 use layer::Written;
-use mounted::Mounted;
+use mounted::{Fate, Mounted};
 use run::{Abilities, Case, Mount};
 use test_common::Setup;
 #[cfg(not(shuttle))]
@@ -208,8 +208,17 @@ fn the_scheme_matches_with_snapshots_over_redoxfs() {
 
 /// The work of the threads on one stack of layers.
 #[cfg(not(shuttle))]
-const THREADS: Size =
-    Size { threads: 8, ops: 5, rounds: 12, mounts: 2, exchanges: true, large: true, linux: false, mounted: false };
+const THREADS: Size = Size {
+    threads: 8,
+    ops: 5,
+    rounds: 12,
+    mounts: 2,
+    exchanges: true,
+    large: true,
+    linux: false,
+    written: Written::Native,
+    mounted: None,
+};
 
 /// Lets threads work on `setups` stacks of layers, or on as many as `THREADS_SETUPS` says.
 #[cfg(not(shuttle))]
@@ -260,13 +269,49 @@ fn clients_of_the_scheme_are_linearizable() {
     });
 }
 
-/// A snapshot or a restart happens beside the operations of each round.
+/// Lets programs use mounts of `setups` stacks of layers, with a disturbance beside the operations
+/// of each round.
+#[cfg(not(shuttle))]
+fn check_programs(setups: u64, written: Written, fate: Fate) {
+    let size = Size { threads: 4, rounds: 8, linux: true, written, mounted: Some(fate), ..THREADS };
+    check_threads(setups, size, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
+        let mount = Arc::new(Mounted::new(stacked, written, fate));
+        (0..size.threads).map(|_| Host::of(mount.clone())).collect()
+    });
+}
+
 #[cfg(not(shuttle))]
 #[test]
 fn programs_on_a_mount_are_linearizable() {
-    let size = Size { threads: 4, rounds: 8, mounted: true, ..THREADS };
-    check_threads(2, size, &|| Box::new(backing::Host::new(Setup::in_memory())), &|stacked| {
-        let mount = Arc::new(Mounted::new(stacked));
-        (0..size.threads).map(|_| Host::of(mount.clone())).collect()
-    });
+    check_programs(2, Written::Native, Fate::Snapshots);
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_in_the_kernels_format_are_linearizable() {
+    check_programs(1, Written::Kernel, Fate::Snapshots);
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_under_kills_are_linearizable() {
+    check_programs(1, Written::Native, Fate::Kills);
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_in_the_kernels_format_under_kills_are_linearizable() {
+    check_programs(1, Written::Kernel, Fate::Kills);
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_with_rollbacks_are_linearizable() {
+    check_programs(1, Written::Native, Fate::Rollbacks);
+}
+
+#[cfg(not(shuttle))]
+#[test]
+fn programs_on_a_mount_in_the_kernels_format_with_rollbacks_are_linearizable() {
+    check_programs(1, Written::Kernel, Fate::Rollbacks);
 }

@@ -20,6 +20,7 @@ use test_common::Setup;
 
 use crate::backing::Host;
 use crate::engine::{self, Engine};
+use crate::layer::Written;
 use crate::threads::{self, Size};
 
 /// The number of changes of the thread at chosen points of one schedule.
@@ -54,8 +55,17 @@ fn random_operations(size: Size) -> impl Fn() + Send + Sync + 'static {
     }
 }
 
-const SMALL: Size =
-    Size { threads: 3, ops: 3, rounds: 2, mounts: 1, exchanges: true, large: false, linux: true, mounted: false };
+const SMALL: Size = Size {
+    threads: 3,
+    ops: 3,
+    rounds: 2,
+    mounts: 1,
+    exchanges: true,
+    large: false,
+    linux: true,
+    written: Written::Native,
+    mounted: None,
+};
 
 #[test]
 fn random_operations_in_random_orders() {

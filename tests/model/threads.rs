@@ -21,6 +21,7 @@ use std::thread::scope;
 use std::time::Duration;
 
 use linux_delegate::abi::Maker;
+use overlayfs::errno::ESTALE;
 use overlayfs::layer::Stat;
 #[cfg(shuttle)]
 use shuttle::{sync::Barrier, thread::scope};
@@ -30,8 +31,9 @@ use crate::backing::Backing;
 use crate::front_end::{At, FrontEnd};
 use crate::history::{Answer, Event, Farthest, Op, Scene, Seen, State, explain};
 use crate::layer::{self, Body, Dir, Meta, Object, Written};
+use crate::mounted::Fate;
 use crate::run::{Mount, Stacked};
-use crate::tree::{Data, Place, Rules, Tree};
+use crate::tree::{Data, Id, Place, Rules, Tree};
 use crate::{Kind, Owner, RenameMode};
 
 /// The amount of work.
@@ -49,11 +51,19 @@ pub struct Size {
     /// Whether one file of the lower layers is large, with operations far behind its start.
     pub large: bool,
     /// Whether ranges of files can be copied and reserved, files need no name, and renames can
-    /// leave a device.
+    /// leave a device if the format has them.
     pub linux: bool,
-    /// Whether the operations are system calls on a mount. Then there are pauses between them, for
-    /// the work of its owner. No listing is one step, so there are none.
-    pub mounted: bool,
+    /// The format of the upper layer.
+    pub written: Written,
+    /// What happens beside the operations, which are then system calls on a mount, with pauses
+    /// between them. No listing is one step there.
+    pub mounted: Option<Fate>,
+}
+
+impl Size {
+    fn devices(&self) -> bool {
+        self.linux && self.written == Written::Native
+    }
 }
 
 /// The number of open objects of each thread. The first are directories.
@@ -63,8 +73,12 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 /// The size of a large file, which gets a partial copy at a change.
 const LARGE: usize = (1 << 20) + 5;
 
-/// Makes two layers with names that merge, hide and link.
-fn lowers(large: bool) -> Vec<Object> {
+/// A directory whose names stay.
+const KEPT: &str = "kept";
+
+/// Makes two layers with names that merge, hide and link. With kills the large file keeps a name,
+/// and no file has several: `docs/restart.md` has the reasons.
+fn lowers(large: bool, kills: bool) -> Vec<Object> {
     let mut ids = 0;
     let mut object = |body| {
         ids += 1;
@@ -78,12 +92,16 @@ fn lowers(large: bool) -> Vec<Object> {
     let file = |text: &str| Body::File(text.into());
     let of_last = (0..if large { LARGE } else { 0 }).map(|at| (at % 251) as u8).collect();
     let linked = object(file("links"));
-    let below = [("a", object(file("below"))), ("b", linked.clone()), ("e", object(dir(vec![])))];
+    let alone = if kills { object(file("alone")) } else { linked.clone() };
+    let below = [("a", object(file("below"))), ("b", alone), ("e", object(dir(vec![])))];
     let below = object(dir(below.into()));
-    let deep = [("a", object(file("deep"))), ("c", object(Body::File(of_last)))];
-    let deep = object(dir(deep.into()));
+    let last = object(Body::File(of_last));
+    let (kept, deep) = if kills { (vec![("c", last)], vec![]) } else { (vec![], vec![("c", last)]) };
+    let deep = [vec![("a", object(file("deep")))], deep].concat();
+    let (deep, kept) = (object(dir(deep)), object(dir(kept)));
     let bottom = [("a", object(file("bottom"))), ("b", linked), ("c", object(file("gone"))), ("d", below), ("e", deep)];
-    let bottom = object(dir(bottom.into()));
+    let bottom = [Vec::from(bottom), if kills { vec![(KEPT, kept)] } else { vec![] }].concat();
+    let bottom = object(dir(bottom));
     let above = [("a", object(file("above"))), ("d", object(dir(vec![])))];
     let above = object(dir(above.into()));
     let top = [("d", above), ("a", object(file("top")))];
@@ -103,7 +121,7 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
     mount: Mount<'_, Vec<D>>,
 ) {
     let mut dice = Random(seed);
-    let layers = lowers(size.large);
+    let layers = lowers(size.large, size.mounted == Some(Fate::Kills));
     let mut paths = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let path = backing.layer(&format!("lower{number}"));
@@ -114,15 +132,16 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
     let upper = backing.layer("upper");
     backing.set_meta(&upper, &layers[0].meta);
     let merged = layer::merge(&layers);
-    let rules = Rules { reserves: true, devices: size.linux, follows: false, xattrs: false, name_max: 255 };
+    let rules = Rules { reserves: true, devices: size.devices(), follows: false, xattrs: false, name_max: 255 };
     let tree = Tree::new(&merged, &layer::linked(layers.iter()), rules);
-    let mut state = State { tree, numbers: BTreeMap::new() };
+    let mut state =
+        State { tree, numbers: BTreeMap::new(), listings: BTreeMap::new(), counted_by_kernel: size.mounted.is_some() };
     for _ in 0..size.mounts {
         let known_max = (dice.below(2) == 0).then(|| dice.below(10));
         let maker = Maker::Lives;
         let front_ends = mount(&Stacked { lowers: &paths, upper: &upper, known_max, changed: false, maker });
         state = rounds(front_ends, state, size, &mut dice).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
-        check_layers(&*backing, &layers, &upper, &state.tree, size.mounted);
+        check_layers(&*backing, &layers, &upper, &state.tree, size);
     }
     backing.check();
 }
@@ -151,6 +170,7 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
         for (number, thread) in threads.iter_mut().enumerate() {
             hold(number, thread, &mut state, dice);
         }
+        let frozen = (size.mounted == Some(Fate::Rollbacks)).then(|| freeze(&mut threads[0], &state)).flatten();
         let plans: Vec<_> = (0..size.threads).map(|number| plan(number, size, dice)).collect();
         let (barrier, clock) = (Barrier::new(size.threads), AtomicU64::new(0));
         let beside = threads[0].front_end.beside();
@@ -159,7 +179,7 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
                 let (barrier, clock) = (&barrier, &clock);
                 scope.spawn(move || {
                     barrier.wait();
-                    thread.events = plan.into_iter().map(|(pause, op)| thread.ask(pause, op, clock)).collect();
+                    thread.events = plan.into_iter().flat_map(|(pause, op)| thread.ask(pause, op, clock)).collect();
                 });
             }
             if let Some(work) = beside {
@@ -170,6 +190,17 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
         let end = look(&threads);
         state = explain(&state, &events, &end).map_err(|far| told(&state, &events, &far, &end))?;
         forget(&mut state);
+        if let Some(frozen) = frozen.filter(|_| dice.below(2) == 0) {
+            state = roll_back(&mut threads, state, frozen);
+            let end = look(&threads);
+            let difference = state.differs(&end);
+            assert_eq!(
+                difference,
+                None,
+                "after a rollback{}",
+                told(&state, &[], &Farthest { events: vec![], difference: None }, &end)
+            );
+        }
     }
     let difference = state.differs(&look(&threads));
     assert_eq!(difference, None, "the tree changes without an operation");
@@ -177,6 +208,50 @@ fn rounds<D: FrontEnd<Handle: Send> + Send>(
     // Numbers from a counter last for one mount.
     state.numbers.retain(|_, number| *number < 1 << 63);
     Ok(state)
+}
+
+/// Takes a snapshot. Returns what it has, if the front end makes one.
+fn freeze<D: FrontEnd>(thread: &mut Thread<D>, state: &State) -> Option<State> {
+    thread.front_end.snapshot(&mut thread.handles).ok().map(|_| state.clone())
+}
+
+/// Goes back to a snapshot. An open object is lost if it was made since then. It may be lost if it
+/// has changed or moved since, or has no name in the snapshot. A rename between two names of a
+/// file, which changes nothing, may count too.
+fn roll_back<D: FrontEnd>(threads: &mut [Thread<D>], present: State, frozen: State) -> State {
+    threads[0].front_end.roll_back().unwrap_or_else(|errno| panic!("rollback: {errno}"));
+    let (mut state, before) =
+        (State { tree: Tree { handles: BTreeMap::new(), ..frozen.tree }, ..frozen }, present.tree);
+    for thread in threads {
+        thread.handles.retain(|slot, handle| {
+            let id = before.handles[slot];
+            let is_lost = is_lost(&thread.front_end, handle);
+            let node = state.tree.nodes.get(id);
+            let changed = node.is_none_or(|node| node.names != 1 || node.changes != before.node(id).changes);
+            let may_be_lost = changed || paths_of(&state.tree, id) != paths_of(&before, id);
+            assert!(!is_lost || may_be_lost, "object {id}, held as {slot}, is lost in a rollback");
+            assert!(is_lost || node.is_some(), "object {id}, held as {slot}, is there after a rollback");
+            if !is_lost {
+                state.tree.handles.insert(*slot, id);
+            }
+            !is_lost
+        });
+    }
+    state
+}
+
+/// Returns the paths of an object.
+fn paths_of(tree: &Tree, id: Id) -> Vec<PathBuf> {
+    tree.paths().into_iter().filter(|(_, other)| *other == id).map(|(path, _)| path).collect()
+}
+
+/// Whether an open object was left aside by a rollback.
+fn is_lost<D: FrontEnd>(front_end: &D, handle: &D::Handle) -> bool {
+    match front_end.stat(handle) {
+        Ok(stat) if stat.kind == Kind::File => front_end.read(handle, 0, 1).is_err_and(|errno| errno == ESTALE),
+        Ok(_) => false,
+        Err(errno) => errno == ESTALE,
+    }
 }
 
 /// Opens the objects of a thread for the next round.
@@ -188,8 +263,10 @@ fn hold<D: FrontEnd>(number: usize, thread: &mut Thread<D>, state: &mut State, d
         if thread.handles.contains_key(&slot(number, index)) && dice.below(3) == 0 {
             continue;
         }
-        let fit: Vec<_> =
-            paths.iter().filter(|(_, id)| (state.tree.node(*id).kind == Kind::Dir) == wants_dir).collect();
+        let fit: Vec<_> = paths
+            .iter()
+            .filter(|(path, id)| (state.tree.node(*id).kind == Kind::Dir) == wants_dir && path != Path::new(KEPT))
+            .collect();
         let (path, id) = if fit.is_empty() { &paths[0] } else { *dice.one_of(&fit) };
         let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
         let handle = thread.front_end.open(&At { held: None, path: &names });
@@ -227,7 +304,7 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<(Duration, Op)> {
         10..14 => {
             let modes = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
             let modes = if size.exchanges { &modes[..] } else { &modes[..3] };
-            let leaves = size.linux && dice.below(5) == 0;
+            let leaves = size.devices() && dice.below(5) == 0;
             let mode = if leaves { RenameMode::Whiteout } else { *dice.one_of(modes) };
             Op::Rename(place(dice), place(dice), mode)
         }
@@ -238,13 +315,13 @@ fn plan(number: usize, size: Size, dice: &mut Random) -> Vec<(Duration, Op)> {
         21 => Op::Truncate(file(dice), offset(dice)),
         22 => Op::SetMode(any(dice), 0o700 + dice.below(8) as u32),
         23 => Op::Sync(any(dice)),
-        24 if size.mounted => Op::Stat(any(dice)),
+        24 if size.mounted.is_some() => Op::EndList(slot(number, dice.below(HELD_DIRS))),
         24 => Op::List(slot(number, dice.below(HELD_DIRS))),
         25..27 => Op::CopyByte((file(dice), offset(dice)), (file(dice), offset(dice))),
         27 => Op::Reserve(file(dice), 1 + offset(dice)),
         _ => Op::Temp(file(dice), slot(number, dice.below(HELD_DIRS)), 0o600 + dice.below(8) as u32),
     };
-    let pause = |dice: &mut Random| if size.mounted { dice.below(30) } else { 0 };
+    let pause = |dice: &mut Random| if size.mounted.is_some() { dice.below(30) } else { 0 };
     (0..size.ops).map(|_| (Duration::from_millis(pause(dice) as u64), op(dice))).collect()
 }
 
@@ -253,7 +330,8 @@ impl<D: FrontEnd> Thread<D> {
         At { held: place.held.map(|slot| &self.handles[&slot]), path: &place.path }
     }
 
-    fn ask(&mut self, pause: Duration, op: Op, clock: &AtomicU64) -> Event {
+    /// Makes an operation. Its events are one, or the start and the end.
+    fn ask(&mut self, pause: Duration, op: Op, clock: &AtomicU64) -> Vec<Event> {
         if !pause.is_zero() {
             std::thread::sleep(pause);
         }
@@ -264,7 +342,11 @@ impl<D: FrontEnd> Thread<D> {
         if let (Op::Open(slot, _) | Op::Temp(slot, ..), Some(handle)) = (&op, opened) {
             self.handles.insert(*slot, handle);
         }
-        Event { op, answer, asked, answered }
+        let event = |op, answer| Event { op, answer, asked, answered };
+        match op {
+            Op::EndList(slot) => vec![event(Op::BeginList(slot), Answer::Done), event(op, answer)],
+            op => vec![event(op, answer)],
+        }
     }
 
     fn answer(&self, op: &Op, opened: &mut Option<D::Handle>) -> crate::front_end::Result<Answer> {
@@ -292,12 +374,12 @@ impl<D: FrontEnd> Thread<D> {
             Op::Reserve(slot, size) => front_end.reserve(&handles[slot], *size as u64)?,
             Op::SetMode(slot, mode) => front_end.set_mode(&handles[slot], *mode)?,
             Op::Sync(slot) => front_end.sync(&handles[slot])?,
-            Op::List(slot) => {
-                let mut names: Vec<_> =
-                    front_end.list(&handles[slot], 1000)?.into_iter().map(|entry| entry.name).collect();
+            Op::List(slot) | Op::EndList(slot) => {
+                let mut names = front_end.names(&handles[slot])?;
                 names.sort();
                 return Ok(Answer::Names(names));
             }
+            Op::BeginList(_) => unreachable!("the end of a listing asks for all of it"),
         }
         Ok(Answer::Done)
     }
@@ -305,16 +387,17 @@ impl<D: FrontEnd> Thread<D> {
 
 /// Looks at every object that has a name or is open.
 fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
-    let stat = |thread: &Thread<D>, handle| {
-        let stat = thread.front_end.stat(handle).unwrap_or_else(|errno| panic!("stat: {errno}"));
+    let stat = |thread: &Thread<D>, slot, handle| {
+        let stat = thread.front_end.stat(handle).unwrap_or_else(|errno| panic!("stat of {slot}: {errno}"));
         let data = match stat.kind {
             Kind::Dir | Kind::CharDev => Vec::new(),
             _ => thread.front_end.read(handle, 0, 2 * LARGE).unwrap_or_else(|errno| panic!("read: {errno}")),
         };
         (stat, data)
     };
-    let held =
-        threads.iter().flat_map(|thread| thread.handles.iter().map(move |(slot, held)| (*slot, stat(thread, held))));
+    let held = threads
+        .iter()
+        .flat_map(|thread| thread.handles.iter().map(move |(slot, held)| (*slot, stat(thread, *slot, held))));
     let (held, front_end) = (held.collect(), &threads[0].front_end);
     let mut seen = Vec::new();
     let mut paths = vec![Vec::new()];
@@ -347,7 +430,8 @@ fn forget(state: &mut State) {
 /// Panics unless the layers on disk, merged by the words of the format, match the reference. There
 /// may be snapshots. Then names of a frozen layer show a copy of a layer above, which the layers
 /// alone do not tell.
-fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree, snapshots: bool) {
+fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &Tree, size: Size) {
+    let snapshots = size.mounted.is_some();
     let chain = upper.with_added_extension("snapshots");
     let mut numbers: Vec<u64> = match snapshots {
         true => backing.names(&chain).iter().filter_map(|name| name.to_str()?.parse().ok()).collect(),
@@ -356,7 +440,7 @@ fn check_layers(backing: &dyn Backing, lowers: &[Object], upper: &Path, tree: &T
     numbers.sort_unstable();
     let frozen = numbers.iter().rev().map(|number| chain.join(number.to_string()).join("upper"));
     let mut ids = 1 << 32;
-    let uppers = frozen.chain([upper.to_owned()]).map(|path| layer::read(backing, &path, Written::Native, &mut ids));
+    let uppers = frozen.chain([upper.to_owned()]).map(|path| layer::read(backing, &path, size.written, &mut ids));
     let layers: Vec<_> = uppers.chain(lowers.iter().cloned()).collect();
     let mut expected: BTreeMap<_, _> = tree.paths().into_iter().collect();
     let merged = layer::merge(&layers);
