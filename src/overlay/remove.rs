@@ -255,8 +255,12 @@ impl<L: Layer> Overlay<L> {
             }
             return;
         }
-        if !state.upper {
+        // redoxfs goes on to count the last name while the object is open. Without attributes, only
+        // the layer knows whether there are other names.
+        if !state.upper || state.attr.is_some() {
             state.links = LinkCount::NONE;
+        }
+        if !state.upper {
             state.stored.lose_name(lost);
         }
         self.lost_last_name(node, state);

@@ -361,7 +361,8 @@ impl SchemeSync for Scheme {
             st_dev: 0,
             st_ino: object.node.into(),
             st_mode: node.mode,
-            st_nlink: node.links,
+            // The removal of the last name is not in the count before the object is freed.
+            st_nlink: node.links.max(1),
             st_uid: node.uid,
             st_gid: node.gid,
             st_size: node.size(),
