@@ -8,7 +8,6 @@
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::time::Instant;
 
 use crate::errno::{EINVAL, EIO, ENAMETOOLONG, ENOSYS, EOVERFLOW, ESRCH, Error, Result};
 use log::{debug, error};
@@ -34,10 +33,10 @@ const LOCK_MAX: u64 = i64::MAX as u64;
 /// Handles one call, and makes its answer for any input of the client. Counts it, if the scheme has
 /// a channel.
 pub fn answer<L: Layer>(call: CallRequest, scheme: &mut OverlayScheme<L>) -> Response {
-    let began = scheme.counted.is_some().then(|| (kind_of(queue_entry(&call)), Instant::now()));
+    let begun = scheme.counted.as_ref().map(|counted| counted.begin(kind_of(queue_entry(&call))));
     let (response, errno) = handle(call, scheme);
-    if let (Some((kind, start)), Some(counted)) = (began, &scheme.counted) {
-        counted.add(kind, start.elapsed(), errno);
+    if let (Some(begun), Some(counted)) = (begun, &mut scheme.counted) {
+        counted.end(begun, errno);
     }
     response
 }

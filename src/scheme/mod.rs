@@ -22,6 +22,7 @@ mod access;
 mod attributes;
 mod changes;
 mod control;
+mod counted;
 mod data;
 mod decode;
 mod handle;
@@ -54,9 +55,10 @@ pub use self::sockets::{path_of, token_of};
 
 use self::access::Caller;
 use self::control::Channel;
+use self::counted::Counted;
 use self::handle::SchemeHandle;
 use self::tree::Tree;
-use crate::control::requests::Part;
+
 use crate::layer::Layer;
 use crate::overlay::Overlay;
 use crate::sync::{ReadGuard, Shared};
@@ -69,12 +71,12 @@ pub struct OverlayScheme<L: Layer> {
     /// None: there is no channel.
     channel: Option<Arc<Channel>>,
     /// Counts the requests of this clone, if there is a channel.
-    counted: Option<Arc<Part>>,
+    counted: Option<Counted>,
 }
 
 impl<L: Layer> Clone for OverlayScheme<L> {
     fn clone(&self) -> Self {
-        let counted = self.channel.as_ref().map(|channel| channel.requests.part());
+        let counted = self.channel.as_ref().map(|channel| Counted::new(channel.requests.part()));
         Self { tree: self.tree.clone(), channel: self.channel.clone(), counted }
     }
 }
