@@ -62,8 +62,11 @@ const ASK_AT_REST: Duration = Duration::from_secs(5);
 const MOST: Duration = Duration::from_secs(10);
 /// How long the thread of [`Settler::run`] waits for more changes before it ends.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long umount may take to its wait after the mount has left the table.
-const ON_ITS_WAY: Duration = Duration::from_millis(100);
+/// How long umount may take to its wait after the mount has left the table. Between the two the
+/// kernel waits for all processors (`namespace_unlock` in fs/namespace.c).
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+/// How long to wait at most before the next look whether it is there.
+const NEXT_LOOK: Duration = Duration::from_millis(50);
 /// How long a change waits at most until umount would wait.
 const ARMING: Duration = Duration::from_secs(5);
 
@@ -698,12 +701,15 @@ impl Settler {
     /// waits.
     fn is_taken_down(&self) -> bool {
         let since = Instant::now();
-        loop {
-            match self.prober.is_awaited(self.device) {
-                Some(false) if since.elapsed() < ON_ITS_WAY => thread::sleep(Duration::from_millis(1)),
-                is_awaited => return is_awaited == Some(true),
+        let mut pause = Duration::from_millis(1);
+        while since.elapsed() < ON_ITS_WAY && !self.state().ended {
+            if self.prober.is_awaited(self.device) == Some(true) {
+                return true;
             }
+            thread::sleep(pause);
+            pause = (2 * pause).min(NEXT_LOOK);
         }
+        false
     }
 
     /// Ends [`Settler::run`] after the last request. umount no longer waits.
