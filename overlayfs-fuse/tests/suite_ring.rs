@@ -216,7 +216,10 @@ fn the_device_serves_where_there_is_no_descriptor_for_a_ring() {
         });
         if fs::create_dir(fixture.point().join("dir")).is_ok() && is_mounted(&fixture.point()) {
             fs::remove_dir(fixture.point().join("dir")).unwrap();
-            work(&fixture.point().join("dir"), 5);
+            // For a moment all descriptors may be in use.
+            let file = fixture.point().join("file");
+            eventually("it writes", || fs::write(&file, "content").is_ok());
+            eventually("it reads", || fs::read_to_string(&file).is_ok_and(|text| text == "content"));
             // The program is a child of `timeout`.
             let pid = fs::read_to_string(format!("/proc/{0}/task/{0}/children", daemon.id())).unwrap();
             assert_eq!(rings(pid.trim().parse().unwrap()).len(), 0, "the limit {limit}");
