@@ -69,7 +69,7 @@ impl<'a> Background<'a> {
         fs::read_to_string(self.fixture.path("log")).unwrap_or_default()
     }
 
-    /// Unmounts, and waits until the layers are free.
+    /// Unmounts. umount(8) waits until the layers are free.
     fn unmount(self) {
         let umount = || Command::new("umount").arg(self.fixture.point()).stderr(Stdio::null()).status();
         eventually("it is unmounted", || umount().unwrap().success());

@@ -239,7 +239,7 @@ fn a_daemon_that_does_not_answer_delays_nothing_for_long() {
     let (hangs, works) = (Fixture::new(), Fixture::new());
     let (hanging, working) = (hangs.mount(""), works.mount(""));
     let signal = |signal| {
-        // SAFETY: takes two numbers. The process is a child that nobody has waited for.
+        // SAFETY: takes two numbers. No code has waited for the process, which is a child.
         assert_eq!(unsafe { libc::kill(hanging.daemon.id().cast_signed(), signal) }, 0);
     };
     signal(libc::SIGSTOP);

@@ -4,7 +4,8 @@
 //! are no layers, no copy-up, no ACLs and no syncs. So what a row takes here is what FUSE takes
 //! with the transport of `overlayfs-fuse`, and an overlay takes no less.
 //!
-//! The lock of the table is a leaf, and so is that of the open files.
+//! The lock of the last listing comes before that of the table, which is a leaf. So is that of the
+//! open files.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::{OsStr, OsString};

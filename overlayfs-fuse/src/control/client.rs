@@ -188,7 +188,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // SAFETY: takes numbers. The process is a child that nobody has waited for.
+        // SAFETY: takes numbers. No code has waited for the process, which is a child.
         unsafe { libc::kill(self.process, libc::SIGKILL) };
         // One that cannot end, since the daemon hangs, belongs to init later.
         for _ in 0..MOST_WAITS {

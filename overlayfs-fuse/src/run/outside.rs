@@ -1,7 +1,7 @@
 //! The process of the caller while the command runs.
 //!
 //! It passes signals on, and stops when the command stops, so that the caller's shell sees both.
-//! The terminal sends its signals to the whole process group, so it passes those on to nobody. At
+//! The terminal sends its signals to the whole process group, so it passes none of those on. At
 //! the end it takes the terminal back from a shell that ran inside.
 
 use std::fs::File;
@@ -110,7 +110,7 @@ impl Caller {
         let came = self.signals.next()?;
         let is_for_command = !matches!(came.signal, libc::SIGCHLD | libc::SIGTTOU) && !came.from_kernel;
         if is_for_command {
-            // If process 1 has ended, nobody is left to get it.
+            // If process 1 has ended, no process is left to get it.
             let _ = line.send(&[came.signal as u8], None);
         }
         Ok(())

@@ -23,7 +23,7 @@ pub enum Account {
 pub enum Wrong {
     /// It is damaged.
     Damaged,
-    /// It has this name, and nobody knows the number.
+    /// It has this name, and its number is unknown.
     Unknown(Account, String),
 }
 
