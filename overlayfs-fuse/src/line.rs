@@ -60,15 +60,29 @@ impl Line {
     ///
     /// - EMFILE: there is no room for the descriptor.
     pub fn receive(&self) -> io::Result<Option<Message>> {
+        self.receive_as(RecvFlags::empty())
+    }
+
+    /// Waits for a message, and leaves it for the next one who receives. None: the other end is
+    /// closed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Line::receive`].
+    pub fn peek(&self) -> io::Result<Option<Message>> {
+        self.receive_as(RecvFlags::PEEK)
+    }
+
+    fn receive_as(&self, how: RecvFlags) -> io::Result<Option<Message>> {
         let mut bytes = vec![0; MAX];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let length = loop {
-            let flags = RecvFlags::CMSG_CLOEXEC;
+            let flags = RecvFlags::CMSG_CLOEXEC | how;
             match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags) {
-                Err(rustix::io::Errno::INTR) => {}
-                // The other end was closed with a message that it had not read.
-                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                // Reset: the other end was closed with a message that it had not read. What it has
+                // sent is still there.
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
                 received => break received?.bytes,
             }
         };
@@ -85,6 +99,11 @@ impl Line {
 }
 
 impl Line {
+    /// Whether a message is there, or the other end is closed.
+    pub fn has_news(&self) -> bool {
+        poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits for a message, but not longer than `most`. None: the other end is closed.
     ///
     /// # Errors

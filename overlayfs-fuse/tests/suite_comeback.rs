@@ -27,6 +27,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use fixture::Fixture;
 use held::{Held, open, process, programs_go_on, read_all, temporary};
 use mount::{eventually, is_mounted, program};
 use sorts::{Tree, change, fill, tree};
-use tracer::Tracer;
+use tracer::{Tracer, Verdict};
 
 /// The options of each mount. Over io_uring no other process can take it over.
 const COMEBACK: &str = ",comeback,io_uring=off";
@@ -78,6 +79,9 @@ impl<'a> Background<'a> {
 
 impl Drop for Background<'_> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("the messages of the mount: {}", self.log());
+        }
         if is_mounted(&self.fixture.point()) {
             let _ = Command::new("umount").arg("-l").arg(self.fixture.point()).status();
         }
@@ -329,7 +333,7 @@ fn act(act: Act, fatal: usize, more: &str) -> ((String, Shown, Shown), bool) {
     let guard = fixture.guard();
     let (mount, point) = (Background::new(&fixture, more), fixture.point());
     furnish(&point);
-    let tracer = (fatal > 0).then(|| Tracer::new(process(&point) as i32, fatal));
+    let tracer = (fatal > 0).then(|| Tracer::killing_at(process(&point) as i32, fatal));
     let seen = act(&point).unwrap_or_else(|error| error.to_string());
     let is_killed = tracer.is_some_and(Tracer::end);
     assert!(!mount.log().contains("does not go on"), "call {fatal}: {}", mount.log());
@@ -438,7 +442,7 @@ fn a_kill_during_a_comeback_is_one_more() {
             thread::sleep(Duration::from_millis(50));
             signal(first, libc::SIGKILL);
             // The next one, at any moment of its start.
-            let next = || takes_over(&fixture, first);
+            let next = || takes_over(&point, first);
             eventually("another process takes over", || next().is_some());
             thread::sleep(Duration::from_millis(round * 12));
             if let Some(next) = next() {
@@ -452,9 +456,89 @@ fn a_kill_during_a_comeback_is_one_more() {
     mount.unmount();
 }
 
+/// The next daemon dies at each call from the start of its second process to that of its threads:
+/// before the mount is given to it, at that moment, and after it.
+#[test]
+fn a_kill_when_the_mount_is_given_is_one_more() {
+    at_each_call(|fatal| {
+        let fixture = Fixture::new();
+        let (mount, point) = (Background::new(&fixture, ""), fixture.point());
+        fs::write(point.join("file"), "text").unwrap();
+        let first = process(&point) as i32;
+        let is_killed = kill_the_next(keeper(&fixture), &point, fatal, || signal(first, libc::SIGKILL));
+        let renamed = fs::rename(point.join("file"), point.join("renamed"));
+        assert!(renamed.is_ok(), "call {fatal}: {renamed:?}");
+        mount.unmount();
+        is_killed
+    });
+}
+
+/// The next daemon of a restart dies at each such call. In the foreground the first process stays
+/// to the end, and has the exit status of the mount.
+#[test]
+fn a_kill_when_a_restart_gives_the_mount_changes_nothing() {
+    at_each_call(|fatal| {
+        let fixture = Fixture::new();
+        let (mount, point) = (fixture.mount(COMEBACK), fixture.point());
+        fs::write(point.join("file"), "text").unwrap();
+        let first = process(&point) as i32;
+        // The command succeeds if the mount was given.
+        let restart = || drop(command(&["restart"], &point));
+        let is_killed = kill_the_next(first, &point, fatal, restart);
+        let renamed = fs::rename(point.join("file"), point.join("renamed"));
+        assert!(renamed.is_ok(), "call {fatal}: {renamed:?}");
+        let status = mount.unmount_and_wait();
+        assert!(status.success(), "call {fatal}: {status}");
+        is_killed
+    });
+}
+
+/// Calls `kill_at` with one number after another, until it kills nothing.
+fn at_each_call(mut kill_at: impl FnMut(usize) -> bool) {
+    let calls = (1..).take_while(|fatal| kill_at(*fatal)).count();
+    assert!(calls > 10, "{calls} calls");
+}
+
+/// Calls `begin`, after which `giving` starts the next daemon, and kills that at the call with the
+/// number `fatal` between its first two clones. Returns whether there were as many calls.
+fn kill_the_next(giving: i32, point: &Path, fatal: usize, begin: impl FnOnce() + Send) -> bool {
+    let first = process(point) as i32;
+    // The other process stands still while the next daemon is looked for.
+    let (found, next) = mpsc::channel();
+    let looking = Tracer::new(giving, {
+        let point = point.to_owned();
+        move |_| match takes_over(&point, first) {
+            None => Verdict::GoOn,
+            Some(next) => {
+                found.send(Tracer::new(next, between_clones(fatal))).unwrap();
+                Verdict::LetGo
+            }
+        }
+    });
+    thread::scope(|scope| {
+        scope.spawn(begin);
+        let is_killed = next.recv().unwrap().wait();
+        looking.wait();
+        is_killed
+    })
+}
+
+/// Kills at the call with this number after a clone, and lets go at the next clone.
+fn between_clones(fatal: usize) -> impl FnMut(i64) -> Verdict {
+    let mut calls = None;
+    move |call| {
+        match (&mut calls, matches!(call, libc::SYS_clone | libc::SYS_clone3)) {
+            (None, false) => {}
+            (None, true) => calls = Some(0),
+            (Some(_), true) => return Verdict::LetGo,
+            (Some(calls), false) => *calls += 1,
+        }
+        if calls == Some(fatal) { Verdict::Kill } else { Verdict::GoOn }
+    }
+}
+
 /// Returns the process that is about to take a mount over, other than `not`.
-fn takes_over(fixture: &Fixture, not: i32) -> Option<i32> {
-    let point = fixture.point();
+fn takes_over(point: &Path, not: i32) -> Option<i32> {
     fs::read_dir("/proc").unwrap().find_map(|entry| {
         let entry = entry.unwrap();
         let process: i32 = entry.file_name().to_str()?.parse().ok()?;
@@ -544,6 +628,11 @@ fn processes(fixture: &Fixture) -> Vec<i32> {
         words.split(|byte| *byte == 0).any(|word| word == point.as_os_str().as_bytes()).then_some(process)
     };
     fs::read_dir("/proc").unwrap().filter_map(of_mount).collect()
+}
+
+/// Returns the second process of a mount.
+fn keeper(fixture: &Fixture) -> i32 {
+    processes(fixture).into_iter().find(|process| named(*process) == "keeper\n").unwrap()
 }
 
 /// Returns the name of a process, with the end of the line.
@@ -652,8 +741,7 @@ fn a_kill_of_the_keeper_changes_nothing() {
     let fixture = Fixture::new();
     let (mount, point) = (Background::new(&fixture, ""), fixture.point());
     let daemon = process(&point) as i32;
-    let keeper = processes(&fixture).into_iter().find(|process| named(*process) == "keeper\n").unwrap();
-    signal(keeper, libc::SIGKILL);
+    signal(keeper(&fixture), libc::SIGKILL);
     fs::write(point.join("file"), "text").unwrap();
     assert_eq!(process(&point) as i32, daemon);
     kill(&point);

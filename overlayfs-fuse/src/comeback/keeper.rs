@@ -26,7 +26,7 @@ use crate::engine::{CountedObject, FrontEndLegacy};
 use crate::line::Line;
 use crate::logger;
 use crate::mount::Device;
-use crate::succession::{Estate, Identities, Passed, Terms};
+use crate::succession::{Estate, Heir, Identities, Passed, Terms};
 
 /// How many comebacks there may be within [`WITHIN`]. A daemon that dies of the same request again
 /// and again should not come back for ever.
@@ -39,7 +39,9 @@ const EVERY: Duration = Duration::from_millis(1);
 /// How often to look at the first thread itself.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
-/// The messages to the keeper: from now on a comeback is possible; it is not any more.
+/// The messages to the keeper: from now on a comeback is possible; it is not any more. The first
+/// one comes only from the daemon that made the mount. The others are given it, and the line to the
+/// process before them tells when.
 const BEGUN: u8 = b'b';
 const ENDED: u8 = b'e';
 
@@ -47,7 +49,7 @@ const ENDED: u8 = b'e';
 pub struct Kept(Line);
 
 impl Kept {
-    /// Says that this process serves the mount.
+    /// Says that this process, which made the mount, serves it.
     pub fn begin(&self) {
         self.say(&[BEGUN]);
     }
@@ -80,6 +82,8 @@ pub struct Mounted {
     pub agreed: Agreed,
     /// The device number of the mount. None: the mount is read-only.
     pub filesystem: Option<Device>,
+    /// The way to the process that served before. None: this one has made the mount.
+    pub heir: Option<Arc<Heir>>,
 }
 
 /// The end of the daemon, and the end of its talk.
@@ -139,7 +143,7 @@ impl Mounted {
             return;
         }
         let watched = std::mem::ManuallyDrop::new(Watched { line, process, first, pid });
-        if !matches!(watched.is_killed(&self.ledger), Ok(true)) {
+        if !matches!(watched.is_killed(&self.ledger, self.heir.as_deref()), Ok(true)) {
             return;
         }
         let point = self.estate.mount_point.display();
@@ -252,9 +256,9 @@ impl Mounted {
 }
 
 impl Watched {
-    /// Waits for the end of the daemon. Returns whether it was killed while it served. Then no
-    /// thread of it changes anything any more.
-    fn is_killed(&self, ledger: &Ledger) -> io::Result<bool> {
+    /// Waits for the end of the daemon. Returns whether it was killed while the mount was its own.
+    /// Then no thread of it changes anything any more.
+    fn is_killed(&self, ledger: &Ledger, heir: Option<&Heir>) -> io::Result<bool> {
         let mut has_begun = false;
         loop {
             let mut ready = [PollFd::new(&self.line, PollFlags::IN), PollFd::new(&self.first, PollFlags::IN)];
@@ -274,11 +278,10 @@ impl Watched {
                 continue;
             }
             self.await_threads(ledger);
-            let may_have_said = poll(&mut [PollFd::new(&self.line, PollFlags::IN)], Some(&Timespec::default()))?;
-            if may_have_said > 0 {
+            if self.line.has_news() {
                 continue;
             }
-            return Ok(has_begun);
+            return Ok(heir.map_or(has_begun, Heir::was_given_the_mount));
         }
     }
 

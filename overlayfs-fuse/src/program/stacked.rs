@@ -29,7 +29,7 @@ use crate::sandbox::Sandbox;
 use crate::session::{Running, Service, Session};
 use crate::settle::Settler;
 use crate::source;
-use crate::succession::{Estate, Identities, report_end};
+use crate::succession::{Estate, Heir, Identities, report_end};
 use crate::wire::init;
 
 /// How many requests can run at once by default: two for each processor, since some wait for the
@@ -225,7 +225,7 @@ impl<'a> Stacked<'a> {
         // So that the filesystem of the working directory can be unmounted.
         std::env::set_current_dir("/").map_err(|error| format!("The working directory cannot be left: {error}."))?;
         let background = self.ready.map(|ready| Background::prepare(ready).map_err(detached)).transpose()?;
-        let kept = keep(self.ledger, self.estate.clone(), &session)?;
+        let kept = keep(self.ledger, self.estate.clone(), &session, None)?;
         if let Some(sandbox) = sandbox {
             sandbox.enter();
         }
@@ -245,6 +245,7 @@ pub(super) fn keep<D: FrontEnd + 'static>(
     ledger: Option<Arc<Ledger>>,
     estate: Arc<Estate>,
     session: &Session<D>,
+    heir: Option<Arc<Heir>>,
 ) -> Result<Option<Arc<Kept>>, String> {
     let Some(ledger) = ledger else { return Ok(None) };
     let (device, agreed, filesystem) = session.mounted();
@@ -259,7 +260,7 @@ pub(super) fn keep<D: FrontEnd + 'static>(
         return Ok(None);
     }
     let layers = Identities::of_roots(&estate.roots).ok_or("The layers cannot be looked at.")?;
-    let mounted = Mounted { estate, layers, ledger, device, agreed, filesystem };
+    let mounted = Mounted { estate, layers, ledger, device, agreed, filesystem, heir };
     // SAFETY: no thread has been started.
     let kept = unsafe { mounted.keep() };
     let kept = kept.map_err(|error| format!("No process can be started that brings the mount back: {error}."))?;

@@ -140,7 +140,7 @@ impl Stacked<'_> {
             }
             None => logger::leave_terminal(),
         }
-        let kept = keep(self.ledger, self.estate.clone(), &session)?;
+        keep(self.ledger, self.estate.clone(), &session, Some(heir.clone()))?;
         if let Some(sandbox) = sandbox {
             sandbox.enter();
         }
@@ -149,7 +149,6 @@ impl Stacked<'_> {
             session.resend().map_err(|error| format!("The requests to {shown} do not come again: {error}."))?;
         }
         heir.begin()?;
-        kept.iter().for_each(|kept| kept.begin());
         sign(&self.overlay, &self.holder);
         let signals = self.ways.signals;
         session.start_threads().map_err(|error| {

@@ -96,7 +96,11 @@ impl Estate {
             let awaited = [line.as_fd()].into_iter().chain(outside.awaited());
             let mut awaited: Vec<_> = awaited.map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN)).collect();
             if poll(&mut awaited, None).is_ok() && !awaited[0].revents().is_empty() {
-                return matches!(line.receive(), Ok(Some(message)) if message.bytes.first() == Some(&ENDED));
+                match line.receive() {
+                    // Too late: it was killed after the mount was given to it, and another one serves.
+                    Ok(Some(message)) if message.bytes.first() == Some(&FAILED) => {}
+                    end => return matches!(end, Ok(Some(message)) if message.bytes.first() == Some(&ENDED)),
+                }
             }
             outside.look();
         }

@@ -50,11 +50,26 @@ impl Heir {
     ///
     /// - A sentence says that the daemon of the mount goes on.
     pub fn begin(&self) -> Result<(), String> {
-        let said = self.0.send(&[READY], None).and_then(|()| self.0.receive());
-        match said {
-            Ok(Some(message)) if message.bytes.first() == Some(&GO) => Ok(()),
+        match self.0.send(&[READY], None) {
+            Ok(()) if self.is_told_to_go() => Ok(()),
             _ => Err("The daemon of the mount goes on itself.".to_owned()),
         }
+    }
+
+    /// Whether the mount was given to this process, which has died. The process that asks has a
+    /// copy of its memory and the same descriptors.
+    pub fn was_given_the_mount(&self) -> bool {
+        if !self.0.has_news() {
+            // The line lives on, so the other process would wait for a word of the dead one.
+            self.fail("It was killed.");
+        }
+        self.is_told_to_go()
+    }
+
+    /// Waits for the decision of the other process. It stays on the line: if this process dies at
+    /// any moment from now on, its keeper finds it.
+    fn is_told_to_go(&self) -> bool {
+        matches!(self.0.peek(), Ok(Some(message)) if message.bytes.first() == Some(&GO))
     }
 
     /// Returns the line once more. A process may wait on it for the end of the mount.

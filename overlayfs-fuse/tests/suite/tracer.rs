@@ -4,25 +4,47 @@ use std::io;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-/// A thread that traces a process, and kills it when its threads have begun so many system calls.
+/// What to do with a process that is about to make a system call.
+pub enum Verdict {
+    GoOn,
+    Kill,
+    /// It goes on, and is not traced any more.
+    LetGo,
+}
+
+/// A thread that traces a process.
 pub struct Tracer {
     stop: mpsc::Sender<()>,
     thread: JoinHandle<bool>,
 }
 
 impl Tracer {
-    /// Traces the process from now on. It is killed before the call with the number `fatal`, from
-    /// 1.
-    pub fn new(process: i32, fatal: usize) -> Self {
+    /// Traces the process from now on. `judge` decides at each system call of its present threads,
+    /// by the number of the call.
+    pub fn new(process: i32, judge: impl FnMut(i64) -> Verdict + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
         let (begun, has_begun) = mpsc::channel();
         let thread = thread::spawn(move || {
             let threads = attach(process);
             begun.send(()).unwrap();
-            trace(process, threads, fatal, &stopped)
+            trace(process, threads, judge, &stopped)
         });
         has_begun.recv().unwrap();
         Self { stop, thread }
+    }
+
+    /// Traces the process from now on. It is killed before the call `fatal`, counted from 1.
+    pub fn killing_at(process: i32, fatal: usize) -> Self {
+        let mut calls = 0;
+        Self::new(process, move |_| {
+            calls += 1;
+            if calls == fatal { Verdict::Kill } else { Verdict::GoOn }
+        })
+    }
+
+    /// Waits for the death of the process, or for its release. Returns whether it was killed.
+    pub fn wait(self) -> bool {
+        self.thread.join().unwrap()
     }
 
     /// Ends the trace. Returns whether the process was killed.
@@ -62,24 +84,42 @@ fn attach(process: i32) -> Vec<i32> {
     threads
 }
 
-fn trace(process: i32, mut threads: Vec<i32>, fatal: usize, end: &mpsc::Receiver<()>) -> bool {
-    let (mut inside, mut calls) = (vec![true; threads.len()], 0);
+/// Returns the number of the system call that a stopped thread is about to make. None: it has made
+/// one.
+fn begun_call(thread: i32) -> Option<i64> {
+    let mut info = std::mem::MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
+    let size = size_of::<libc::ptrace_syscall_info>();
+    // SAFETY: the request writes at most `size` bytes to the variable.
+    let written = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, thread, size, info.as_mut_ptr()) };
+    // SAFETY: it is made of numbers, for which zeros are valid.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: as above, for each part.
+    (written > 0 && info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(unsafe { info.u.entry.nr } as i64)
+}
+
+fn trace(process: i32, mut threads: Vec<i32>, mut judge: impl FnMut(i64) -> Verdict, end: &mpsc::Receiver<()>) -> bool {
     while !threads.is_empty() {
         if end.try_recv().is_ok() {
             return detach(&threads);
         }
         let mut has_stopped = false;
-        for index in 0..threads.len() {
-            let Some(status) = stopped(threads[index], libc::WNOHANG) else { continue };
+        for thread in &mut threads {
+            let Some(status) = stopped(*thread, libc::WNOHANG) else { continue };
             has_stopped = true;
             if !libc::WIFSTOPPED(status) {
-                threads[index] = 0;
+                *thread = 0;
                 continue;
             }
-            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80 {
-                inside[index] = !inside[index];
-                calls += usize::from(inside[index]);
-                if inside[index] && calls == fatal {
+            let call = (libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80).then(|| begun_call(*thread)).flatten();
+            match call.map_or(Verdict::GoOn, &mut judge) {
+                Verdict::GoOn => {}
+                Verdict::LetGo => {
+                    let _ = ptrace(libc::PTRACE_DETACH, *thread, 0);
+                    *thread = 0;
+                    threads.retain(|thread| *thread != 0);
+                    return detach(&threads);
+                }
+                Verdict::Kill => {
                     // SAFETY: takes two numbers. The process is traced, so its number is its own.
                     unsafe { libc::kill(process, libc::SIGKILL) };
                     reap(&threads);
@@ -90,14 +130,11 @@ fn trace(process: i32, mut threads: Vec<i32>, fatal: usize, end: &mpsc::Receiver
                 signal if status >> 16 == 0 && signal & 0x80 == 0 && signal != libc::SIGTRAP => signal as usize,
                 _ => 0,
             };
-            let _ = ptrace(libc::PTRACE_SYSCALL, threads[index], signal);
+            let _ = ptrace(libc::PTRACE_SYSCALL, *thread, signal);
         }
         if !has_stopped {
             thread::sleep(std::time::Duration::from_micros(50));
         }
-        let alive: Vec<_> = threads.iter().map(|thread| *thread != 0).collect();
-        let mut of_inside = alive.iter();
-        inside.retain(|_| *of_inside.next().unwrap());
         threads.retain(|thread| *thread != 0);
     }
     true
@@ -106,7 +143,7 @@ fn trace(process: i32, mut threads: Vec<i32>, fatal: usize, end: &mpsc::Receiver
 /// Takes the ends of killed threads, without which the process does not end. The first one ends
 /// last.
 fn reap(threads: &[i32]) {
-    for thread in threads.iter().rev() {
+    for thread in threads.iter().rev().filter(|thread| **thread != 0) {
         while stopped(*thread, 0).is_some_and(|status| libc::WIFSTOPPED(status)) {}
     }
 }
