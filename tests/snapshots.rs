@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use overlayfs::errno::{EIO, ESTALE};
 use overlayfs::layer::counted::{Counted, Counts, Fault};
-use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, XattrMode};
+use overlayfs::layer::{Kind, OsLayer, Owner, RenameMode, Stat, XattrMode};
 use overlayfs::overlay::{DirEntry, Handle, Layers, Node, Overlay, Settings, Unfrozen};
 use test_common::{Setup, put};
 
@@ -244,7 +244,7 @@ fn a_rollback_shows_the_root_of_the_snapshot() {
 }
 
 /// Two directories changed places. A rollback shows each at its old place, so a path of before
-/// leads to the other one and to other files in it.
+/// leads to the other one and to other files in it. All of them go on.
 #[test]
 fn a_rollback_takes_no_object_for_another() {
     let (setup, counts) = (setup(), Counts::default());
@@ -257,10 +257,59 @@ fn a_rollback_takes_no_object_for_another() {
     next.rename(root, OsStr::new("dir"), root, OsStr::new("second"), RenameMode::Exchange).unwrap();
     let back = next.roll_back(&held.each_ref().map(|handle| handle.node().clone())).unwrap();
     for (path, handle) in paths.iter().zip(&held) {
-        match back.find_again(handle.node().id()) {
-            Ok(found) => assert!(Arc::ptr_eq(found.node(), &find(&back, path)), "{path} is another object"),
-            Err(error) => assert_eq!(error.errno, ESTALE, "{path}"),
+        let found = back.find_again(handle.node().id()).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert!(Arc::ptr_eq(found.node(), &find(&back, path)), "{path} is another object");
+    }
+}
+
+/// A file with two names goes on after a rollback if it has one before and after, also one that no
+/// lookup has met. Its directory moved meanwhile.
+#[test]
+fn a_rollback_keeps_a_file_that_has_lost_a_name() {
+    let cases: [([&[&str]; 2], bool); 6] = [
+        ([&[], &[]], true),
+        ([&[], &["one"]], true),
+        ([&[], &["other"]], true),
+        ([&[], &["one", "other"]], false),
+        ([&["one"], &[]], true),
+        ([&["one", "other"], &[]], false),
+    ];
+    for (([before, since], stays), is_copied) in cases.into_iter().flat_map(|case| [(case, false), (case, true)]) {
+        let case = format!("{before:?} before the snapshot, {since:?} since then, copied: {is_copied}");
+        let (setup, counts) = (setup(), Counts::default());
+        let lower = setup.path("lower");
+        ["one", "other"].iter().for_each(|name| fs::rename(lower.join(name), lower.join("dir").join(name)).unwrap());
+        let remove = |overlay: &Engine, names: &[&str]| {
+            names.iter().for_each(|name| overlay.unlink(&find(overlay, "dir"), OsStr::new(name)).unwrap());
+            overlay.complete_and_sync().unwrap();
+        };
+        let overlay = mount(&setup, &counts);
+        let held = overlay.open(&find(&overlay, "dir/one"));
+        let id = held.node().id();
+        if is_copied {
+            overlay.write_at(&held, b"copy", 0).unwrap();
         }
+        remove(&overlay, before);
+        let next = overlay.snapshot(None, &[held.node().clone()]).unwrap();
+        drop((held, overlay));
+        let held = next.find_again(id).unwrap();
+        let expected = (next.stat(held.node()).unwrap(), read(&next, &held));
+        remove(&next, since);
+        let root = next.root();
+        next.rename(root, OsStr::new("dir"), root, OsStr::new("moved"), RenameMode::Replace).unwrap();
+        let back = next.roll_back(&[held.node().clone()]).unwrap();
+        drop((held, next));
+        let found = back.find_again(id);
+        assert_eq!(found.as_ref().err().map(|error| error.errno), (!stays).then_some(ESTALE), "{case}");
+        let Ok(held) = found else { continue };
+        let facts = |(stat, content): (Stat, Vec<u8>)| (stat.ino, stat.nlink, stat.ctime, content);
+        let shown = (back.stat(held.node()).unwrap(), read(&back, &held));
+        assert_eq!(facts(shown), facts(expected), "{case}");
+        assert!(Arc::ptr_eq(&find(&back, "dir/other"), held.node()), "{case}");
+        back.write_at(&held, b"new", 0).unwrap();
+        let expected = tree(&back);
+        drop((held, back));
+        assert_eq!(tree(&mount(&setup, &counts)), expected, "{case}");
     }
 }
 

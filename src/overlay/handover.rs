@@ -22,6 +22,7 @@ pub use noted::{NamelessNote, Note, Place, pack_notes};
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,9 +48,11 @@ pub struct Handover<L: Layer> {
 }
 
 impl<L: Layer> Handover<L> {
-    /// Leaves out the objects without a name, and lets the others be elsewhere by now.
+    /// Lets other objects have the places of these. The layers tell how many names the objects
+    /// without a known one have, and when their status changed.
     pub(super) fn after_rollback(self) -> Self {
-        Handover { nameless: Vec::new(), moved: true, ..self }
+        let as_stored = |nameless| Nameless { links: LinkCount::OfLayer, ctime: None, ..nameless };
+        Handover { nameless: self.nameless.into_iter().map(as_stored).collect(), moved: true, ..self }
     }
 }
 
@@ -67,7 +70,8 @@ struct Named {
     ino: u64,
     /// The id of the directory with the name. The root has 0.
     parent: u64,
-    name: OsString,
+    /// The name, or after a rollback the path from the root.
+    path: PathBuf,
     /// Whether the front end knows it. Otherwise it is on the way to one that it knows.
     wanted: bool,
 }
@@ -101,8 +105,8 @@ pub(super) struct Earlier<L: Layer> {
 }
 
 struct Table<L: Layer> {
-    /// Whether another object may have the place of one by now, as after a rollback. Then the inode
-    /// number tells them apart.
+    /// Whether another object may have the place of one by now, as after a rollback. Then only the
+    /// inode number tells which object it is.
     moved: bool,
     /// The objects that are not found yet, by id.
     places: HashMap<u64, EarlierPlace>,
@@ -117,7 +121,7 @@ struct Table<L: Layer> {
 
 struct EarlierPlace {
     parent: u64,
-    name: OsString,
+    path: PathBuf,
     ino: u64,
     wanted: bool,
 }
@@ -139,14 +143,15 @@ impl<L: Layer> Table<L> {
     /// Returns the id of the object with this place and this inode number.
     fn id(&self, place: &ObjectName<L>, ino: Option<u64>) -> Option<u64> {
         let by_name = self.ids.get(&place.parent.id()).and_then(|names| names.get(&*place.name)).copied();
-        let is_it = |id: &u64| !self.moved || self.places.get(id).is_some_and(|place| Some(place.ino) == ino);
-        by_name.filter(is_it).or_else(|| self.numbers.get(&ino?).copied())
+        by_name.or_else(|| self.numbers.get(&ino?).copied())
     }
 
-    fn add(&mut self, Named { id, ino, parent, name, wanted }: Named) {
-        self.ids.entry(parent).or_default().insert(name.clone(), id);
+    fn add(&mut self, Named { id, ino, parent, path, wanted }: Named) {
+        if !self.moved {
+            self.ids.entry(parent).or_default().insert(path.clone().into_os_string(), id);
+        }
         self.numbers.insert(ino, id);
-        self.places.insert(id, EarlierPlace { parent, name, ino, wanted });
+        self.places.insert(id, EarlierPlace { parent, path, ino, wanted });
     }
 
     /// Takes out the place of an object that is found now.
@@ -154,7 +159,7 @@ impl<L: Layer> Table<L> {
         let place = self.places.remove(&id)?;
         self.numbers.remove(&place.ino);
         if let Some(names) = self.ids.get_mut(&place.parent) {
-            names.remove(&place.name);
+            names.remove(place.path.as_os_str());
             if names.is_empty() {
                 self.ids.remove(&place.parent);
             }
@@ -199,9 +204,7 @@ impl<L: Layer> Overlay<L> {
     /// name cannot be copied.
     pub fn plan_handover(&self, nodes: &[Arc<Node<L>>]) -> Result<Plan<L>> {
         let (mut named, mut nameless, mut met) = (Vec::new(), Vec::new(), HashMap::new());
-        // The file of a nameless object is taken once.
-        let mut asked = HashSet::new();
-        for node in nodes.iter().filter(|node| !self.is_root(node) && asked.insert(node.id())) {
+        for node in self.each_once(nodes) {
             match self.parent(node) {
                 None => {
                     self.complete_nameless(node)?;
@@ -211,6 +214,43 @@ impl<L: Layer> Overlay<L> {
             }
         }
         Ok(Plan { named, nameless })
+    }
+
+    /// Returns each object once, but for the root. The file of a nameless one can be taken only
+    /// once.
+    fn each_once<'n>(&self, nodes: &'n [Arc<Node<L>>]) -> impl Iterator<Item = &'n Arc<Node<L>>> {
+        let mut met = HashSet::from([self.root.id()]);
+        nodes.iter().filter(move |node| met.insert(node.id()))
+    }
+
+    /// Prepares to hand the objects over to an overlay that shows the lower layers alone. Takes
+    /// directories that these have, and other objects that the upper layer has not changed. Each
+    /// must have a name now.
+    ///
+    /// # Errors
+    ///
+    /// Those of the layers, if an object has no number yet.
+    pub(super) fn plan_rollback(&self, nodes: &[Arc<Node<L>>]) -> Result<Plan<L>> {
+        let _tree = self.tree.read();
+        let (mut named, mut nameless) = (Vec::new(), Vec::new());
+        for node in self.each_once(nodes) {
+            let ino = self.ino(node)?;
+            match self.way_in_lowers(node) {
+                Ok(Some(path)) => named.push(Named { id: node.id(), ino, parent: self.root.id(), path, wanted: true }),
+                Ok(None) if self.is_lower_with_unmet_names(node) => nameless.push((node.clone(), ino)),
+                Ok(None) => {}
+                Err(error) => log::warn!("an open directory is lost to the programs that use it: {error}"),
+            }
+        }
+        Ok(Plan { named, nameless })
+    }
+
+    /// Whether an object is an unchanged one of the lower layers that has names, of which none is
+    /// known.
+    fn is_lower_with_unmet_names(&self, node: &Node<L>) -> bool {
+        let state = node.state.lock();
+        let is_lower = !state.upper && state.places.is_empty() && state.origin.is_some();
+        is_lower && has_names(node.kind(), state.links, state.attr)
     }
 
     /// Takes the objects of a plan out of this overlay. From now on it serves nothing but its own
@@ -251,7 +291,7 @@ impl<L: Layer> Overlay<L> {
             }
             met.insert(node.id(), named.len());
             let ino = self.known_ino(&node)?;
-            named.push(Named { id: node.id(), ino, parent: parent.id(), name, wanted });
+            named.push(Named { id: node.id(), ino, parent: parent.id(), path: name.into(), wanted });
             (place, wanted) = (self.parent(&parent), false);
             node = parent;
         }
@@ -364,7 +404,8 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Makes the node of a lower file, or of its copy, with names that no lookup has met. They lead
-    /// to it. `orphan` is its place in a lower layer, unless the index has a copy.
+    /// to it. `orphan` is its place in a lower layer, unless the index has a copy. With `OfLayer`
+    /// the layers tell how many names it has.
     fn carry_linked(
         &self,
         (id, kind): (u64, Kind),
@@ -378,6 +419,7 @@ impl<L: Layer> Overlay<L> {
         let attr = self.stack.stat(&dir, &name)?;
         self.resolve_claim(&dir, &name, &attr)?;
         let (upper, ino) = (self.stack.is_upper(&dir), self.number(&attr));
+        let links = if links == LinkCount::OfLayer { self.linked(&dir, attr)?.links } else { links };
         let entry = Box::new((dir, name));
         let stored = if is_indexed { Stored::Indexed(entry) } else { Stored::Orphan(entry) };
         let state = State::carried(upper, Some(attr), stored, links, (ino, ctime), None);
@@ -428,7 +470,7 @@ impl<L: Layer> Overlay<L> {
                 break found.handle.node().clone();
             }
             let place = table.places.get(&at).ok_or(Error::new(ESTALE))?;
-            names.push(place.name.clone());
+            names.extend(place.path.iter().rev().map(OsStr::to_owned));
             at = place.parent;
         };
         for name in names.iter().rev() {

@@ -463,11 +463,16 @@ impl<L: Layer> Overlay<L> {
     /// - EXDEV: an untrusted user may have written a redirect on the way. The overlay would write
     ///   the path down, and so make it trusted.
     pub(super) fn lower_path(&self, node: &Arc<Node<L>>) -> Result<PathBuf> {
+        self.lower_way(node)?.trusted()
+    }
+
+    /// Does the same as [`Overlay::lower_path`], whoever wrote the redirect.
+    fn lower_way(&self, node: &Arc<Node<L>>) -> Result<Way> {
         let mut names = Vec::new();
         let mut node = node.clone();
-        let mut path = loop {
+        let mut way = loop {
             if let Some(way) = node.dir()?.redirect.clone() {
-                break way.trusted()?;
+                break way;
             }
             let place = node.state.lock().places.first().cloned();
             match place {
@@ -475,11 +480,35 @@ impl<L: Layer> Overlay<L> {
                     names.push(place.name);
                     node = place.parent;
                 }
-                None => break PathBuf::new(),
+                None => break Way { path: PathBuf::new(), author: None },
             }
         };
-        path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
-        Ok(path)
+        way.path.extend(names.iter().rev().map(|name| Path::new(OsStr::from_bytes(name.as_bytes()))));
+        Ok(way)
+    }
+
+    /// Returns the path in the merged lower layers of a directory that they have, or of another
+    /// object that the upper layer has not changed. None also without a known name. The caller must
+    /// hold the lock of no directory.
+    pub(super) fn way_in_lowers(&self, node: &Arc<Node<L>>) -> Result<Option<PathBuf>> {
+        let place = {
+            let state = node.state.lock();
+            state.places.first().filter(|_| node.kind() == Kind::Dir || !state.upper).cloned()
+        };
+        let Some(place) = place else { return Ok(None) };
+        if node.kind() != Kind::Dir {
+            return Ok(Some(self.lower_way(&place.parent)?.path.join(&*place.name)));
+        }
+        {
+            let mut dir = node.dir()?;
+            if dir.upper.is_some() {
+                self.read_some(node, &mut dir)?;
+                if dir.lowers.is_empty() {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(self.lower_way(node)?.path))
     }
 }
 

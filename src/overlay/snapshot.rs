@@ -19,7 +19,7 @@ use super::node::{Dir, Node, State};
 use super::{Overlay, Refused, Settings};
 use crate::errno::{EIO, Error};
 use crate::format::Wanted;
-use crate::layer::{Kind, Layer, Object, Owner, Result};
+use crate::layer::{Layer, Object, Owner, Result};
 
 /// The reason why there is no snapshot or no rollback. Its text is the end of a sentence.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Leaves the upper layer aside, and returns the overlay that shows the last snapshot again,
-    /// with a new upper layer. It finds an object of `nodes` again if the snapshot has that, and
-    /// the layer changed nothing of it; or if it is a directory.
+    /// with a new upper layer. It finds an object of `nodes` again if the snapshot has that, the
+    /// layer has not removed it, and it is a directory or the layer has not changed it.
     ///
     /// # Errors
     ///
@@ -122,9 +122,6 @@ impl<L: Layer> Overlay<L> {
         let last = snapshots.last_mut().ok_or(Unfrozen::NoSnapshot)?;
         let (number, place) = chain.make_level()?;
         last.number = number;
-        let is_kept = |node: &&Arc<Node<L>>| node.kind() == Kind::Dir || !node.state.lock().upper;
-        let nodes: Vec<_> = nodes.iter().filter(is_kept).cloned().collect();
-        let nodes = &nodes[..];
         self.put_on_top(Step::Drop, chain.with(snapshots), (number, &place), nodes)
     }
 
@@ -168,8 +165,11 @@ impl<L: Layer> Overlay<L> {
         let kernel = self.format().features().is_kernels;
         let format = Some(if kernel { Wanted::Kernel } else { Wanted::Oci });
         let settings = Settings { format, reuse_volatile: false, ..self.settings };
-        let plan = self.plan_handover(nodes)?;
-        if step == Step::Freeze && plan.has_unmet_names() {
+        let plan = match step {
+            Step::Freeze => self.plan_handover(nodes)?,
+            Step::Drop => self.plan_rollback(nodes)?,
+        };
+        if plan.has_unmet_names() {
             return Err(Unfrozen::Unmet);
         }
         let next = Self::stacked(levels, lowers, Some(chain), settings)

@@ -99,6 +99,9 @@ pub struct Node {
     pub mtime: Option<(i64, u32)>,
     /// The number of operations that may change the time of last change of status.
     pub changes: u32,
+    /// The number of copies of no byte to the file. Such a copy is a change if another program has
+    /// just truncated the source: then the kernel sets the times before it meets the end.
+    pub empty_copies: u32,
     /// Extended attributes, with an ACL among them.
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
     /// Whether it came from a lower layer in which it has other names.
@@ -223,6 +226,7 @@ impl Tree {
             names: 1,
             mtime: Some(object.meta.mtime),
             changes: 0,
+            empty_copies: 0,
             xattrs: BTreeMap::new(),
             linked_below: false,
             linked: false,
@@ -421,6 +425,7 @@ impl Tree {
             names: 0,
             mtime: None,
             changes: 0,
+            empty_copies: 0,
             xattrs: BTreeMap::new(),
             linked_below: false,
             linked: false,
@@ -667,7 +672,11 @@ impl Tree {
         if byte.is_some() && (from, from_offset) == (to, to_offset) {
             return fail(EINVAL);
         }
-        byte.map_or(Ok(()), |byte| self.write(to, Some(to_offset), &[byte]))
+        match byte {
+            Some(byte) => return self.write(to, Some(to_offset), &[byte]),
+            None => self.nodes[to].empty_copies += 1,
+        }
+        Ok(())
     }
 
     /// Extends a file to at least `size` bytes.

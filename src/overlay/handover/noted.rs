@@ -181,8 +181,8 @@ impl<L: Layer> Nameless<L> {
 impl<L: Layer> Handover<L> {
     /// Returns the notes about its objects.
     pub fn notes(&self) -> impl Iterator<Item = Note> {
-        let named = self.named.iter().map(|Named { id, ino, parent, name, .. }| {
-            Note::Place(Place { id: *id, ino: *ino, parent: *parent, name: name.clone() })
+        let named = self.named.iter().map(|Named { id, ino, parent, path, .. }| {
+            Note::Place(Place { id: *id, ino: *ino, parent: *parent, name: path.clone().into() })
         });
         named.chain(self.nameless.iter().map(Nameless::note))
     }

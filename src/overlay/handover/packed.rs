@@ -30,9 +30,9 @@ impl<L: Layer> Overlay<L> {
         let mut to = Packer::default();
         to.number(self.next_id.load(std::sync::atomic::Ordering::Relaxed));
         to.option(self.shown_ctime(&self.root.state.lock()), pack_time);
-        to.list(plan.named.iter(), |to, Named { id, ino, parent, name, wanted }| {
+        to.list(plan.named.iter(), |to, Named { id, ino, parent, path, wanted }| {
             to.numbers(&[*id, *ino, *parent, (*wanted).into()]);
-            to.text(name);
+            to.text(path.as_os_str());
         });
         to.number(plan.nameless.len() as u64);
         for (node, ino) in &plan.nameless {
@@ -95,7 +95,7 @@ impl<L: Layer> Handover<L> {
         let root_ctime = from.option(time)?;
         let named = from.list(|from| {
             let (id, ino, parent, wanted) = (from.number()?, from.number()?, from.number()?, from.flag()?);
-            Ok(Named { id, ino, parent, name: from.text()?, wanted })
+            Ok(Named { id, ino, parent, path: from.text()?.into(), wanted })
         })?;
         let nameless = from.list(|from| nameless(from, take))?;
         from.end()?;
