@@ -493,3 +493,30 @@ fn two_threads_complete_everything_at_once() {
         assert!(setup.path(&format!("upper/{round}")).exists());
     }
 }
+
+/// Several threads make the first devices of a layer at once. Such devices were deletions until
+/// then.
+#[test]
+fn the_first_devices_of_a_layer_stay() {
+    const DEVICES: [&str; 4] = ["a", "b", "c", "d"];
+    for _ in 0..times(300) {
+        let setup = Setup::in_memory();
+        ["lower", "upper"].iter().for_each(|name| drop(setup.dir(name)));
+        let overlay = mount(&setup);
+        let barrier = Barrier::new(DEVICES.len());
+        thread::scope(|scope| {
+            for device in DEVICES {
+                let (overlay, barrier) = (&overlay, &barrier);
+                scope.spawn(move || {
+                    barrier.wait();
+                    overlay.create_node(overlay.root(), name(device), Kind::CharDev, 0o600, 0, OWN).unwrap();
+                });
+            }
+        });
+        drop(overlay);
+        let overlay = mount(&setup);
+        for device in DEVICES {
+            assert!(find(&overlay, device).is_ok(), "{device} is gone in the next mount");
+        }
+    }
+}

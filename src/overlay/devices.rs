@@ -38,8 +38,8 @@ impl<L: Layer> Overlay<L> {
             Err(error) if error.errno == ENOENT => false,
             found => found.map(|_| true)?,
         };
-        self.devices.0.lock().insert(dir.index(), marked);
-        Ok(marked)
+        // Another thread may have marked the layer meanwhile.
+        Ok(*self.devices.0.lock().entry(dir.index()).or_insert(marked))
     }
 
     /// Prepares for the first such device in the upper layer: replaces those that are deletions by
@@ -61,6 +61,10 @@ impl<L: Layer> Overlay<L> {
         }
         self.need(Feature::Devices)?;
         let _tree = self.tree.write();
+        // Another thread may have marked the layer meanwhile, and made devices.
+        if self.has_devices(root)? {
+            return Ok(());
+        }
         let mut dirs = vec![root.clone()];
         while let Some(dir) = dirs.pop() {
             let (mut found, mut below) = (Vec::new(), Vec::new());
