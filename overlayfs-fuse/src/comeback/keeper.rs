@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use overlayfs::layer::Access;
 use overlayfs::overlay::{Note, pack_notes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
-use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use super::ledger::{Hold, Ledger, Sum};
 use super::look;
@@ -108,41 +109,34 @@ impl Mounted {
     ///
     /// The process must have one thread.
     pub unsafe fn keep(self) -> io::Result<Kept> {
-        let (ours, theirs) = Line::pair()?;
+        let (ours, line) = Line::pair()?;
         let pid = getpid();
+        // This process may be dead before the keeper runs.
+        let (process, first) = (pidfd_open(pid, PidfdFlags::empty())?, pidfd_open(pid, OF_THREAD)?);
+        // Descriptors belong to both processes, so each leaves those of the other open.
+        let (ours, watched) = (ManuallyDrop::new(ours), ManuallyDrop::new(Watched { line, process, first, pid }));
         let flags = (libc::CLONE_FILES | libc::SIGCHLD) as libc::c_ulong;
         // SAFETY: without a stack and without shared memory, this is a fork: the child has a copy of
         // all. The process has one thread, as the caller promises. The child starts no thread.
         match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                // The other end and all else stay as they are: descriptors belong to both.
-                std::mem::forget(ours);
-                if catch_unwind(AssertUnwindSafe(|| self.wait_and_bring_back(theirs, pid))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.wait_and_bring_back(&watched))).is_err() {
                     log::error!("the process that should bring the mount back has panicked");
                 }
                 // SAFETY: takes a number and does not return. No destructor runs.
                 unsafe { libc::_exit(0) }
             }
-            _ => {
-                std::mem::forget(theirs);
-                Ok(Kept(ours))
-            }
+            _ => Ok(Kept(ManuallyDrop::into_inner(ours))),
         }
     }
 
-    fn wait_and_bring_back(&self, line: Line, pid: Pid) {
+    fn wait_and_bring_back(&self, watched: &Watched) {
         // So a search for the daemon by its name finds only the daemon.
         let _ = rustix::thread::set_name(c"keeper");
         if !self.estate.is_foreground {
             logger::leave_terminal();
         }
-        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return };
-        let Ok(first) = pidfd_open(pid, OF_THREAD) else { return };
-        if getppid() != Some(pid) {
-            return;
-        }
-        let watched = std::mem::ManuallyDrop::new(Watched { line, process, first, pid });
         if !matches!(watched.is_killed(&self.ledger, self.heir.as_deref()), Ok(true)) {
             return;
         }
