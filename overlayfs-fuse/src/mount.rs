@@ -303,8 +303,13 @@ pub struct Waiter(UnixStream);
 /// What the thread says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said {
-    /// The thread with this number, which is in its request, begins to wait.
-    Begins(u32),
+    /// A thread with this number, which is in its request, begins to wait.
+    Begins {
+        /// The number of the thread.
+        thread: u32,
+        /// The number that [`Waiter::ask`] got.
+        asked: u32,
+    },
     /// The wait that [`Waiter::ask`] got this number for has ended.
     Ends(u32),
 }
@@ -338,7 +343,7 @@ impl Waiter {
             (_, length) if length < words.as_flattened().len() => Err(ErrorKind::UnexpectedEof.into()),
             _ => {
                 let [thread, number] = words.map(u32::from_ne_bytes);
-                Ok(if thread == 0 { Said::Ends(number) } else { Said::Begins(thread) })
+                Ok(if thread == 0 { Said::Ends(number) } else { Said::Begins { thread, asked: number } })
             }
         }
     }

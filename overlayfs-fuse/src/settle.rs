@@ -22,7 +22,8 @@
 //! After the last sync, once the layers are unlocked, the process `unmounter` makes the ending:
 //! what happens to the changes then. umount waits for it too, so with an ending it waits from the
 //! start to the end, also when nothing is left to sync. If anything failed before, the changes
-//! stay.
+//! stay. It also waits so once the mount has left the table of mounts: the kernel may be on the way
+//! to its wait for longer than this side looks.
 //!
 //! Without ustat(2) umount does not wait, and the next mount of the same upper layer does.
 //!
@@ -160,6 +161,8 @@ struct State {
     hold: Hold,
     /// How many times the other process was asked to wait.
     asked: u32,
+    /// Whether a dead process asked last. It may have answered the request that is awaited.
+    has_adopted: bool,
     /// Whether it does not begin to wait in time. Changes go on without it then.
     is_late: bool,
     /// The number of the thread there that waits, or was the last one.
@@ -218,6 +221,7 @@ impl Settler {
             last_change: Instant::now(),
             hold: Hold::None,
             asked: 0,
+            has_adopted: false,
             is_late: false,
             waiter: 0,
             waiting: 0,
@@ -261,9 +265,11 @@ impl Settler {
         is_needed
     }
 
-    /// Whether there are changes to sync, or an ending for which umount waits.
+    /// Whether there are changes to sync, or umount waits without them: for an ending, or because
+    /// the mount has left the table. Then umount may come at any moment.
     fn has_work(&self, state: &State) -> bool {
-        !state.ended && (state.dirty || self.ending.is_some() && !state.retired)
+        let waits_at_rest = self.ending.is_some() || state.elsewhere;
+        !state.ended && (state.dirty || waits_at_rest && !state.retired)
     }
 
     /// Notes that the thread is not there.
@@ -287,13 +293,32 @@ impl Settler {
     }
 
     /// Goes on after another process, which asked the process `unmounter` so many times to wait,
-    /// and may have left changes.
-    pub(crate) fn after(self, asked: u32) -> Self {
+    /// and may have left changes. If it was killed, umount may wait, and should go on waiting.
+    pub(crate) fn after(self, asked: u32, was_killed: bool) -> Self {
         {
             let mut state = self.state();
             (state.asked, state.changes) = (asked, 1);
+            if was_killed {
+                self.adopt_wait(&mut state);
+            }
         }
         self
+    }
+
+    /// Takes over the wait that a dead process asked for. The kernel sends its request again.
+    fn adopt_wait(&self, state: &mut State) {
+        let mut begun = None;
+        loop {
+            match self.waiter.hear() {
+                Ok(Said::Begins { thread, asked }) => begun = Some((thread, asked)),
+                Ok(Said::Ends(ended)) => begun = begun.filter(|(_, asked)| *asked != ended),
+                // What an error means, the first question finds out.
+                Err(_) => break,
+            }
+        }
+        if let Some((thread, asked)) = begun {
+            (state.waiter, state.asked, state.hold, state.has_adopted) = (thread, asked, Hold::Asked, true);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -404,7 +429,7 @@ impl Settler {
     fn ask(&self, state: &mut State) {
         if matches!(state.hold, Hold::None) {
             state.asked = state.asked.wrapping_add(1);
-            state.is_late = false;
+            (state.has_adopted, state.is_late) = (false, false);
             let asked = self.waiter.ask(self.device, state.asked);
             state.hold = if asked.is_ok() { Hold::Asked } else { Hold::Impossible };
         }
@@ -666,9 +691,15 @@ impl Settler {
     fn hear(&self, state: &mut State) {
         loop {
             match self.waiter.hear() {
-                Ok(Said::Begins(thread)) => state.waiter = thread,
-                // If this side has not answered it, it cannot wait on this system.
-                Ok(Said::Ends(asked)) if asked == state.asked && matches!(state.hold, Hold::Asked) => break,
+                Ok(Said::Begins { thread, .. }) => state.waiter = thread,
+                Ok(Said::Ends(asked)) if asked == state.asked && matches!(state.hold, Hold::Asked) => {
+                    // If this side has not answered it, it cannot wait on this system.
+                    if !state.has_adopted {
+                        break;
+                    }
+                    state.hold = Hold::None;
+                    self.ask(state);
+                }
                 Ok(Said::Ends(_)) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(_) => break,

@@ -111,14 +111,18 @@ pub fn serve(lines: &Lines, path: &Path, ending: impl FnOnce() -> Result<(), Str
     // that fails, the streams stay.
     let _ = Streams::open().and_then(Streams::put_in_place);
     let _ = std::env::set_current_dir("/");
-    let (ending, probing, daemons) = (Mutex::new(Some(ending)), ustat::Probing::default(), StartedDaemons::default());
+    let (waiting, probing) = (ustat::Waiting::default(), ustat::Probing::default());
+    let (ending, daemons) = (Mutex::new(Some(ending)), StartedDaemons::default());
     let ending = || ending.lock().ok()?.take();
     let jobs = [
         Job::new(&lines.unmount, || answer_unmount(&lines.unmount, path)),
-        Job::new(&lines.wait, || ustat::wait(&lines.wait)),
+        Job::new(&lines.wait, || waiting.answer(&lines.wait)),
         Job::new(&lines.probe, || probing.answer(&lines.probe)),
         Job::new(&lines.end, || answer_end(&lines.end, ending())),
-        Job::new(&lines.start, || daemons.answer(&lines.start, program)),
+        Job::new(&lines.start, || {
+            waiting.say_again(&lines.wait);
+            daemons.answer(&lines.start, program)
+        }),
     ];
     let mut tries = 0;
     thread::scope(|scope| {
@@ -170,8 +174,8 @@ fn answer_end(mut line: &UnixStream, ending: Option<impl FnOnce() -> Result<(), 
 mod ustat {
     use std::io::{self, Read, Write};
     use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicI32, Ordering};
+    use std::sync::{Arc, Mutex, PoisonError};
     use std::thread;
     use std::time::Duration;
 
@@ -190,15 +194,37 @@ mod ustat {
         unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
     }
 
-    /// Waits in ustat(2). Tells the other process which thread begins to wait, then that its call
-    /// has ended.
-    pub fn wait(mut line: &UnixStream) -> io::Result<()> {
-        let (mut device, mut number) = ([0; size_of::<u32>()], [0; size_of::<u32>()]);
-        line.read_exact(&mut device).and_then(|()| line.read_exact(&mut number))?;
-        let thread = gettid().as_raw_nonzero().get() as u32;
-        line.write_all(&[thread.to_ne_bytes(), number].concat())?;
-        ustat(u32::from_ne_bytes(device));
-        line.write_all(&[0_u32.to_ne_bytes(), number].concat())
+    /// The thread that waits in ustat(2). The lock is a leaf: what is said first arrives first.
+    #[derive(Default)]
+    pub struct Waiting(Mutex<Option<Words>>);
+
+    /// A thread, or 0 at the end of its wait, and the number of the wait.
+    type Words = [[u8; size_of::<u32>()]; 2];
+
+    impl Waiting {
+        /// Waits in ustat(2). Tells the other process which thread begins to wait, then that its
+        /// call has ended.
+        pub fn answer(&self, mut line: &UnixStream) -> io::Result<()> {
+            let (mut device, mut number) = ([0; size_of::<u32>()], [0; size_of::<u32>()]);
+            line.read_exact(&mut device).and_then(|()| line.read_exact(&mut number))?;
+            let thread = gettid().as_raw_nonzero().get() as u32;
+            self.say(line, [thread.to_ne_bytes(), number])?;
+            ustat(u32::from_ne_bytes(device));
+            self.say(line, [[0; size_of::<u32>()], number])
+        }
+
+        fn say(&self, mut line: &UnixStream, words: Words) -> io::Result<()> {
+            let mut begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            *begun = Some(words).filter(|[thread, _]| *thread != [0; size_of::<u32>()]);
+            line.write_all(words.as_flattened())
+        }
+
+        /// Says again that a thread waits, if it does: a daemon that was killed may have heard it.
+        pub fn say_again(&self, mut line: &UnixStream) {
+            let begun = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // Without an end the other process hears nothing more.
+            begun.iter().for_each(|words| drop(line.write_all(words.as_flattened())));
+        }
     }
 
     /// The thread that calls ustat(2) to probe.
@@ -261,9 +287,17 @@ mod ustat {
     use std::io::{self, ErrorKind};
     use std::os::unix::net::UnixStream;
 
-    /// Fails, and the daemon finds out that umount cannot wait.
-    pub fn wait(_: &UnixStream) -> io::Result<()> {
-        Err(ErrorKind::Unsupported.into())
+    #[derive(Default)]
+    pub struct Waiting;
+
+    impl Waiting {
+        /// Fails, and the daemon finds out that umount cannot wait.
+        pub fn answer(&self, _: &UnixStream) -> io::Result<()> {
+            Err(ErrorKind::Unsupported.into())
+        }
+
+        /// No thread waits.
+        pub fn say_again(&self, _: &UnixStream) {}
     }
 
     #[derive(Default)]

@@ -8,6 +8,8 @@ mod command;
 mod fixture;
 #[path = "suite/held.rs"]
 mod held;
+#[path = "suite/locks.rs"]
+mod locks;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
@@ -32,11 +34,13 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, XattrFlags, renameat_with};
+use rustix::mount::UnmountFlags;
 use test_common::put;
 
 use command::command;
 use fixture::Fixture;
 use held::{Held, open, process, programs_go_on, read_all, temporary};
+use locks::is_free;
 use mount::{eventually, is_mounted, program};
 use sorts::{Tree, change, fill, tree};
 use tracer::{Tracer, Verdict};
@@ -384,7 +388,7 @@ const FEWEST: usize = 12;
 /// OVERLAYFS_CALLS=1 kills at every call.
 #[test]
 fn each_request_is_performed_once() {
-    let every = std::env::var("OVERLAYFS_CALLS").map_or(29, |every| every.parse().unwrap());
+    let every = std::env::var("OVERLAYFS_CALLS").map_or(61, |every| every.parse().unwrap());
     is_the_same_at_each_kill("", every);
 }
 
@@ -575,6 +579,28 @@ fn a_kill_during_an_unmount_loses_nothing() {
     }
 }
 
+/// An unmount waits for the next daemon, if it waited already when the daemon was killed.
+#[test]
+fn an_unmount_that_waits_goes_on_waiting() {
+    let fixture = Fixture::new();
+    for round in 0..4 {
+        let (_mount, point) = (Background::new(&fixture, ""), fixture.point());
+        let first = process(&point) as i32;
+        fs::write(point.join("file"), vec![round; 8 << 20]).unwrap();
+        signal(first, libc::SIGSTOP);
+        thread::scope(|scope| {
+            // umount(8) would first ask the daemon for the root directory.
+            let unmounting = scope.spawn(|| rustix::mount::unmount(&point, UnmountFlags::empty()));
+            eventually("it has left the table of mounts", || !is_mounted(&point));
+            // umount comes to its wait soon after that.
+            thread::sleep(Duration::from_millis(100));
+            signal(first, libc::SIGKILL);
+            unmounting.join().unwrap().unwrap();
+        });
+        assert!(is_free(&fixture.path("upper")), "round {round}: the daemon still uses the layers");
+    }
+}
+
 /// The changes go where the option says, although the daemon was killed.
 #[test]
 fn a_mount_comes_back_to_its_ending() {
@@ -630,9 +656,15 @@ fn processes(fixture: &Fixture) -> Vec<i32> {
     fs::read_dir("/proc").unwrap().filter_map(of_mount).collect()
 }
 
-/// Returns the second process of a mount.
+/// Returns the second process of a mount, once it has its name.
 fn keeper(fixture: &Fixture) -> i32 {
-    processes(fixture).into_iter().find(|process| named(*process) == "keeper\n").unwrap()
+    let mut keepers = Vec::new();
+    eventually("the second process waits", || {
+        keepers = processes(fixture);
+        keepers.retain(|process| named(*process) == "keeper\n");
+        !keepers.is_empty()
+    });
+    keepers[0]
 }
 
 /// Returns the name of a process, with the end of the line.

@@ -5,19 +5,21 @@
 
 #[path = "suite/fixture.rs"]
 mod fixture;
+#[path = "suite/locks.rs"]
+mod locks;
 #[path = "suite/mount.rs"]
 mod mount;
 #[path = "suite/run.rs"]
 mod run;
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
 use fixture::Fixture;
+use locks::is_free;
 use mount::{eventually, is_mounted, program, program_for};
 use test_common::{LowerGuard, names, put};
 
@@ -90,16 +92,6 @@ fn the_upper_directory_is_whole_when_umount_returns_and_can_be_mounted_again() {
             fixture.umount();
             fixture.is_whole(3 * round);
         }
-    }
-}
-
-/// Returns whether no process holds a directory.
-fn is_free(dir: &Path) -> bool {
-    let dir = File::open(dir).unwrap();
-    match dir.try_lock() {
-        Ok(()) => true,
-        Err(TryLockError::WouldBlock) => false,
-        Err(TryLockError::Error(error)) => panic!("{error}"),
     }
 }
 

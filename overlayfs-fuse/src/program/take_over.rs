@@ -127,7 +127,7 @@ impl Stacked<'_> {
                 let overlay = self.overlay.clone();
                 let settler = Settler::new(Device::new(major, minor), self.ways.watched, ending, overlay)
                     .map_err(|error| format!("The mount at {shown} cannot be watched for its unmount: {error}."))?;
-                Some(settler.after(legacy.asked))
+                Some(settler.after(legacy.asked, legacy.asks_again))
             }
         };
         let session = Session::go_on(legacy.device, front_end, legacy.agreed, service, settler)
