@@ -165,15 +165,16 @@ fn files_of_a_lower_layer(front_end: &str) {
 
 through_both_front_ends! { new_files, files_of_a_lower_layer }
 
-/// A quarter of a million operations, mappings and holes among them.
+/// Mappings and holes are among the operations. `OVERLAYFS_OPERATIONS` is their number in each run.
 #[test]
 fn ten_long_runs_through_the_engine() {
+    let operations = std::env::var("OVERLAYFS_OPERATIONS").map_or(5000, |number| number.parse().unwrap());
     let fixture = filled();
     let names: Vec<_> = (0..10).map(|run| format!("long-{run}")).collect();
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     for pair in names.chunks(2) {
         exercise(&fixture, "engine", pair, |name| {
-            fsx(&fixture, name, WITH_HOLES, name.bytes().map(u32::from).sum(), 25_000)
+            fsx(&fixture, name, WITH_HOLES, name.bytes().map(u32::from).sum(), operations)
         });
     }
 }
