@@ -53,7 +53,7 @@ impl Tool for Vacuum {
         if !self.dry_run {
             check(&checker, &upper)?;
         }
-        let views = Views::open(&self.layers, None)?;
+        let views = Views::open_without_numbers(&self.layers, None)?;
         let above = views.above.as_ref().ok_or_else(|| self.refused(&upper, Refused::NoLayer))?;
         for finding in find(&checker, above, self.ignore_times, watch) {
             let finding = finding?;

@@ -9,7 +9,7 @@ use super::Error;
 use crate::layer::{Layer, OsLayer};
 use crate::mount::{self, open_layers};
 use crate::options::Options;
-use crate::overlay::{Layers, Overlay, Refused, Settings};
+use crate::overlay::{CopyFacts, Layers, Overlay, Refused, Settings};
 
 /// Two merged trees. None is the tree without a layer: it is empty.
 pub struct Views<L: Layer> {
@@ -26,7 +26,7 @@ impl<L: Layer> Views<L> {
     ///
     /// - [`Refused::Layer`]: a layer cannot be read.
     pub fn new(above: Layers<L>, below: Layers<L>) -> Result<Self, Refused> {
-        Ok(Views { above: view(above, false)?, below: view(below, false)? })
+        Self::with(above, below, Settings::default())
     }
 
     /// Makes the views of a commit, which has marked its layers. Its upper layer is whole without
@@ -36,7 +36,12 @@ impl<L: Layer> Views<L> {
     ///
     /// Those of [`Views::new`].
     pub fn of_commit(above: Layers<L>, below: Layers<L>) -> Result<Self, Refused> {
-        Ok(Views { above: view(Layers { work: None, ..above }, true)?, below: view(below, true)? })
+        let settings = Settings { commits: true, copy_facts: CopyFacts::Nothing, ..Settings::default() };
+        Self::with(Layers { work: None, ..above }, below, settings)
+    }
+
+    fn with(above: Layers<L>, below: Layers<L>, settings: Settings) -> Result<Self, Refused> {
+        Ok(Views { above: view(above, settings)?, below: view(below, settings)? })
     }
 }
 
@@ -48,18 +53,32 @@ impl Views<OsLayer> {
     ///
     /// - [`Error::Layers`]: a layer cannot be opened, or the layers cannot be stacked.
     pub fn open(options: &Options, from: Option<&[PathBuf]>) -> Result<Self, Error> {
+        Self::open_with(options, from, CopyFacts::All)
+    }
+
+    /// Does the same as [`Views::open`], for a tool that needs no inode numbers. They are not those
+    /// that a mount shows, and no rename of a file is found by them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Views::open`].
+    pub fn open_without_numbers(options: &Options, from: Option<&[PathBuf]>) -> Result<Self, Error> {
+        Self::open_with(options, from, CopyFacts::Names)
+    }
+
+    fn open_with(options: &Options, from: Option<&[PathBuf]>, copy_facts: CopyFacts) -> Result<Self, Error> {
         let above = open_layers(options, false)?;
         let lowers = from.unwrap_or(&options.lowers).to_owned();
         let below = open_layers(&Options { lowers, ..Options::default() }, false)?;
         let upper = options.upper.clone().or_else(|| options.lowers.first().cloned()).unwrap_or_default();
-        Views::new(above, below)
+        Views::with(above, below, Settings { copy_facts, ..Settings::default() })
             .map_err(|cause| mount::Error::Refused { upper, work: options.work.clone(), cause }.into())
     }
 }
 
-/// Makes the merged tree of `layers`, with the upper one as it is at the moment. `commits` is as in
-/// [`Settings`].
-fn view<L: Layer>(layers: Layers<L>, commits: bool) -> Result<Option<Overlay<L>>, Refused> {
+/// Makes the merged tree of `layers`, with the upper one as it is at the moment, and these further
+/// settings.
+fn view<L: Layer>(layers: Layers<L>, settings: Settings) -> Result<Option<Overlay<L>>, Refused> {
     let Layers { upper, work, mut lowers } = layers;
     let read_only_upper = upper.is_some();
     lowers.splice(..0, upper);
@@ -67,6 +86,7 @@ fn view<L: Layer>(layers: Layers<L>, commits: bool) -> Result<Option<Overlay<L>>
         return Ok(None);
     }
     let layers = Layers { upper: None, work, lowers };
-    let settings = Settings { trusted: true, read_only_upper, commits, ..Settings::for_walk() };
+    let Settings { known_max, names_at_once, .. } = Settings::for_walk();
+    let settings = Settings { trusted: true, read_only_upper, known_max, names_at_once, ..settings };
     Overlay::with_settings(layers, settings).map(Some)
 }

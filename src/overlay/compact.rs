@@ -6,6 +6,7 @@
 //! binary search.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 /// The entries that the tree may have in any case.
 const CHANGED_MIN: usize = 1024;
@@ -59,6 +60,15 @@ impl<K: Copy + Ord, V: Copy> CompactMap<K, V> {
 
     pub fn contains(&self, key: K) -> bool {
         self.get(key).is_some()
+    }
+
+    /// Returns the entries with a key in this range, in any order.
+    pub fn within(&self, range: RangeInclusive<K>) -> impl Iterator<Item = (K, V)> {
+        let end = *range.end();
+        let start = self.keys.partition_point(|key| key < range.start());
+        let unchanged = self.keys[start..].iter().zip(&self.values[start..]).take_while(move |(key, _)| **key <= end);
+        let unchanged = unchanged.filter(|(key, _)| !self.changed.contains_key(key)).map(|(key, value)| (*key, *value));
+        unchanged.chain(self.changed.range(range).filter_map(|(key, value)| Some((*key, (*value)?))))
     }
 
     /// Returns the value that the key had.
@@ -201,6 +211,10 @@ mod tests {
                     }
                     _ => assert_eq!(map.insert(key, step), wanted.insert(key, step)),
                 }
+                let mut within: Vec<_> = map.within(key..=key + range / 50).collect();
+                within.sort_unstable();
+                let wanted_within = wanted.range(key..=key + range / 50).map(|(key, value)| (*key, *value));
+                assert!(within.into_iter().eq(wanted_within));
                 assert_eq!((map.len(), map.is_empty()), (wanted.len(), wanted.is_empty()));
             }
             assert!(map.sorted().eq(wanted.clone()));

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crate::errno::{EINVAL, ELOOP, ENOENT, ENOTDIR, Error};
 
-use super::Settings;
 use super::ctime::Ctimes;
 use super::index::Known;
 use super::record::Record;
 use super::stack::{LayerDir, Stack};
+use super::{CopyFacts, Settings};
 use crate::format;
 use crate::layer::{Layer, Result};
 
@@ -40,6 +40,11 @@ impl<L: Layer> Facts<L> {
         let without_times = !writes && settings.names_at_once.is_some();
         let roots: Vec<_> = stack.lower_roots().iter().take(works.len()).rev().collect();
         let mut facts = Self::none();
+        let wanted = if writes { CopyFacts::All } else { settings.copy_facts };
+        if wanted == CopyFacts::Nothing {
+            return Ok(facts);
+        }
+        facts.known = Known::new(wanted == CopyFacts::All);
         for (root, work) in roots.into_iter().zip(works) {
             match facts.add(stack, root, work, without_times) {
                 Err(error) if !writes => {

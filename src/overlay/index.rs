@@ -36,6 +36,10 @@ const NEW_NUMBERS: &str = "tmp.numbers";
 const LINK: &str = "link.";
 /// The number of obsolete records above which the file is written anew.
 const DEAD_MAX: usize = 64;
+/// The number of index entries that one listing finds to be removed. There may be a million.
+const USELESS_MAX: usize = 1 << 15;
+/// The most copies with unsynced records that are known one by one.
+const UNSYNCED_MAX: usize = 4096;
 /// The number of records that are read or written at once.
 const PIECE: usize = 4096;
 
@@ -59,21 +63,53 @@ struct Unsynced {
     written: u64,
     /// For the inode number of a copy: the value of `written` after its last record.
     copies: CompactMap<u64, u64>,
+    /// The value of `written` after the last record of copies that are not known one by one, since
+    /// there were too many. 0: there are none.
+    others: u64,
+}
+
+impl Unsynced {
+    /// Notes a record of each of these copies.
+    fn add(&mut self, copies: Vec<u64>) {
+        self.written += 1;
+        for copy in copies {
+            self.copies.insert(copy, self.written);
+        }
+        if self.copies.len() > UNSYNCED_MAX {
+            self.copies.clear();
+            self.others = self.written;
+        }
+    }
+
+    /// Whether records may be unsynced: those of the copy with this inode number, or of any for
+    /// None.
+    fn has(&self, ino: Option<u64>) -> bool {
+        self.others > 0 || ino.map_or(!self.copies.is_empty(), |ino| self.copies.contains(ino))
+    }
+
+    /// Notes that a sync has written all records up to this value of `written`.
+    fn synced(&mut self, written: u64) {
+        self.copies.retain(|_, at| at > written);
+        if self.others <= written {
+            self.others = 0;
+        }
+    }
 }
 
 #[derive(Default)]
 struct Links {
     copies: CompactMap<Origin, Kept>,
-    /// The keys of `copies`, by the inode number of the copy.
-    origins: CompactMap<u64, Origin>,
+    /// The first bits of the keys of `copies`, by the inode number of the copy.
+    origins: CompactMap<u64, u32>,
     /// The ends of the inode numbers of the originals, of all layers together.
     lower_inos: CompactMap<u32, ()>,
-    /// For each lower file, the number of its names that are hidden or are links to the copy.
+    /// For each lower file without a copy, the number of its names that are hidden.
     hidden: CompactMap<Origin, u32>,
 }
 
 /// A copy of a lower file with several names. Its index entry has the name [`link_name`].
 #[derive(Clone, Copy)]
+#[repr(Rust, packed(4))]
 struct Kept {
     /// The work directory with its index entry, in [`Overlay::works`].
     at: u32,
@@ -83,6 +119,8 @@ struct Kept {
     names: u32,
     /// The inode number of the copy.
     copy: u64,
+    /// The number of names of the original that are hidden or are links to the copy.
+    hidden: u32,
 }
 
 /// The facts about an object that has several names in its layer.
@@ -173,6 +211,8 @@ struct RecordsRead {
     /// one number.
     copies: Option<CompactMap<u64, u64>>,
     hidden: CompactMap<Origin, u32>,
+    /// Whether the numbers of copies are left out.
+    without_numbers: bool,
 }
 
 impl RecordsRead {
@@ -185,6 +225,7 @@ impl RecordsRead {
     fn add(&mut self, record: Record) {
         match record {
             Record::Head { .. } => {}
+            Record::Number { .. } | Record::Gone { .. } if self.without_numbers => {}
             Record::Number { copy, number, time, generation } => {
                 // A later copy of the same object, in a layer above, takes the number over.
                 if let Some(before) = self.copies.as_mut().and_then(|copies| copies.insert(number, copy))
@@ -327,6 +368,12 @@ pub struct Known {
 }
 
 impl Known {
+    /// Prepares to read facts. The inode numbers of copies are among them if `numbers`.
+    pub fn new(numbers: bool) -> Self {
+        let records = RecordsRead { without_numbers: !numbers, ..RecordsRead::default() };
+        Known { records, ..Known::default() }
+    }
+
     /// Adds the facts in the work directory `dir`, without a change to it.
     pub fn read<L: Layer>(&mut self, upper: &L, dir: &L::Dir, same_lowers: bool) -> Result<()> {
         upper.list(dir, &mut |entry| {
@@ -377,19 +424,24 @@ impl<L: Layer> Index<L> {
         if !is_right {
             known.hide_only(hidden_below);
         }
-        let mut useless = Vec::new();
-        upper.list(dir, &mut |entry| {
-            let Some(link) = parse_link(entry.name) else { return };
-            // Every name of the original may be hidden or a link to the copy.
-            match known.hidden.get(link.origin).is_some_and(|hidden| hidden >= link.names) {
-                true => useless.push((entry.kind, entry.ino, link)),
-                false => links.add(link, at, entry.ino),
+        let mut is_all = false;
+        while !is_all {
+            let mut useless = Vec::new();
+            upper.list(dir, &mut |entry| {
+                let Some(link) = parse_link(entry.name) else { return };
+                // Every name of the original may be hidden or a link to the copy.
+                match known.hidden.get(link.origin).is_some_and(|hidden| hidden >= link.names) {
+                    true if useless.len() < USELESS_MAX => useless.push((entry.kind, entry.ino, link)),
+                    true => {}
+                    false => links.add(link, at, entry.ino),
+                }
+            })?;
+            is_all = useless.len() < USELESS_MAX;
+            for (kind, copy, link) in useless {
+                let number = known.claims.get(copy).map(|claim| claim.number);
+                unlink_unseen(upper, dir, (&link.name(), kind), number, ctimes)?;
+                known.hidden.remove(link.origin);
             }
-        })?;
-        for (kind, copy, link) in useless {
-            let number = known.claims.get(copy).map(|claim| claim.number);
-            unlink_unseen(upper, dir, (&link.name(), kind), number, ctimes)?;
-            known.hidden.remove(link.origin);
         }
         let written = match read {
             Numbers::Whole(file, records) if is_right && records <= 2 * known.len() + DEAD_MAX => {
@@ -407,7 +459,7 @@ impl<L: Layer> Index<L> {
                 (None, 0)
             }
         };
-        links.hidden = known.hidden;
+        links.hide(known.hidden);
         let end = AtomicU64::new((records * Record::SIZE) as u64);
         let index = Index { numbers, end, links: Lock::new(links), unsynced: Lock::default() };
         Ok((index, Claims::new(known.claims, known.generations, at > 0)))
@@ -426,7 +478,7 @@ impl<L: Layer> Index<L> {
     /// Makes the index of an overlay that writes no record, from the facts of its work directories.
     pub fn of(known: Known) -> (Self, Claims) {
         let Known { mut links, records, count } = known;
-        links.hidden = records.hidden;
+        links.hide(records.hidden);
         let index = Index { numbers: None, end: AtomicU64::new(0), links: Lock::new(links), unsynced: Lock::default() };
         (index, Claims::new(records.claims, records.generations, count > 1))
     }
@@ -447,12 +499,7 @@ impl<L: Layer> Index<L> {
             return;
         }
         let copies: Vec<_> = records.iter().filter_map(|record| self.copy_of(record)).collect();
-        let mut unsynced = self.unsynced.lock();
-        unsynced.written += 1;
-        let written = unsynced.written;
-        for copy in copies {
-            unsynced.copies.insert(copy, written);
-        }
+        self.unsynced.lock().add(copies);
     }
 
     /// Returns the copy that `record` keeps right for the next mount, if any.
@@ -468,7 +515,7 @@ impl<L: Layer> Index<L> {
     pub fn sync(&self, upper: &L, ino: Option<u64>) -> Result<()> {
         let written = {
             let unsynced = self.unsynced.lock();
-            if ino.map_or(unsynced.copies.is_empty(), |ino| !unsynced.copies.contains(ino)) {
+            if !unsynced.has(ino) {
                 return Ok(());
             }
             unsynced.written
@@ -476,7 +523,7 @@ impl<L: Layer> Index<L> {
         if let Some(file) = &self.numbers {
             upper.sync(file)?;
         }
-        self.unsynced.lock().copies.retain(|_, at| at > written);
+        self.unsynced.lock().synced(written);
         Ok(())
     }
 
@@ -499,31 +546,32 @@ impl<L: Layer> Index<L> {
 
     /// Whether a copy shows under a name that only a lower layer has.
     pub fn shows_below(&self) -> bool {
-        let Links { copies, hidden, .. } = &mut *self.links.lock();
-        copies.sorted().any(|(origin, kept)| hidden.get(origin).is_none_or(|hidden| hidden < kept.names))
+        self.links.lock().copies.sorted().any(|(_, kept)| kept.hidden < kept.names)
     }
 
     /// Counts one more name of a lower file that is hidden or a link to the copy.
     fn hide(&self, origin: Origin) -> Record {
         let mut links = self.links.lock();
-        let names = links.hidden.get(origin).unwrap_or(0) + 1;
-        links.hidden.insert(origin, names);
+        let names = links.hidden(origin) + 1;
+        links.set_hidden(origin, names);
         Record::Hidden { origin, names }
     }
 
     /// Drops the facts about a file that has lost its last name.
     fn forget(&self, origin: Origin) -> Option<Record> {
         let mut links = self.links.lock();
+        let hidden = links.hidden(origin);
         if let Some(kept) = links.copies.remove(origin) {
             links.origins.remove(kept.copy);
         }
-        links.hidden.remove(origin).map(|_| Record::Hidden { origin, names: 0 })
+        links.hidden.remove(origin);
+        (hidden > 0).then_some(Record::Hidden { origin, names: 0 })
     }
 
     /// Returns the facts about the copy with the attributes `attr`.
     fn of_copy(&self, attr: &Stat) -> Option<Linked> {
         let links = self.links.lock();
-        links.linked(links.origins.get(attr.ino)?, *attr)
+        links.linked(links.origin_of(attr.ino)?, *attr)
     }
 
     fn of_origin(&self, origin: Origin, attr: Stat) -> Option<Linked> {
@@ -537,7 +585,7 @@ impl<L: Layer> Index<L> {
     /// Returns the original of a copy with this inode number, also of one that a layer above has
     /// copied again.
     fn origin_of(&self, copy: u64) -> Option<Origin> {
-        self.links.lock().origins.get(copy)
+        self.links.lock().origin_of(copy)
     }
 
     /// Returns the number of names to write down for a copy of `before`. That may be a copy of a
@@ -549,7 +597,7 @@ impl<L: Layer> Index<L> {
     }
 
     fn hidden(&self, origin: Origin) -> u32 {
-        self.links.lock().hidden.get(origin).unwrap_or(0)
+        self.links.lock().hidden(origin)
     }
 }
 
@@ -563,9 +611,36 @@ impl Kept {
 impl Links {
     /// Adds an index entry in the work directory `at`. `copy` is its inode number.
     fn add(&mut self, IndexEntry { ino, origin, names }: IndexEntry, at: u32, copy: u64) {
-        self.origins.insert(copy, origin);
+        let hidden = self.hidden(origin);
+        self.hidden.remove(origin);
+        self.origins.insert(copy, start_of(origin));
         self.lower_inos.insert(end_of(ino), ());
-        self.copies.insert(origin, Kept { at, ino, names, copy });
+        self.copies.insert(origin, Kept { at, ino, names, copy, hidden });
+    }
+
+    /// Returns the original of the copy with this inode number.
+    fn origin_of(&self, copy: u64) -> Option<Origin> {
+        let first = Origin::from(self.origins.get(copy)?) << (Origin::BITS - u32::BITS);
+        let mut like = self.copies.within(first..=first | Origin::MAX >> u32::BITS);
+        like.find(|(_, kept)| kept.copy == copy).map(|(origin, _)| origin)
+    }
+
+    /// Returns the number of names of a lower file that are hidden or are links to the copy.
+    fn hidden(&self, origin: Origin) -> u32 {
+        let of_copy = self.copies.get(origin).map(|kept| kept.hidden);
+        of_copy.or_else(|| self.hidden.get(origin)).unwrap_or(0)
+    }
+
+    fn set_hidden(&mut self, origin: Origin, names: u32) {
+        match self.copies.get(origin) {
+            Some(kept) => drop(self.copies.insert(origin, Kept { hidden: names, ..kept })),
+            None => drop(self.hidden.insert(origin, names)),
+        }
+    }
+
+    /// Takes the numbers of names that are hidden or are links to the copy, by the lower file.
+    fn hide(&mut self, mut hidden: CompactMap<Origin, u32>) {
+        hidden.sorted().for_each(|(origin, names)| self.set_hidden(origin, names));
     }
 
     /// Returns the facts about the file copied from `origin`. `attr` belongs to the copy.
@@ -574,7 +649,7 @@ impl Links {
         // The index entry is no name of the file. A hidden name may be one of the copy, if that is in a
         // frozen layer.
         let names = attr.nlink.saturating_sub(1).saturating_add(copy.names);
-        let nlink = names.saturating_sub(self.hidden.get(origin).unwrap_or(0)).max(1);
+        let nlink = names.saturating_sub(copy.hidden).max(1);
         Some(Linked {
             attr,
             index_entry: Some((copy.at as usize, copy.name(origin))),
@@ -582,6 +657,11 @@ impl Links {
             links: LinkCount::Counted(nlink),
         })
     }
+}
+
+/// Returns the first bits of an origin, which seldom has them in common with another.
+fn start_of(origin: Origin) -> u32 {
+    (origin >> (Origin::BITS - u32::BITS)) as u32
 }
 
 /// Returns the part of an inode number that stands for it where others may have the same.
@@ -885,6 +965,17 @@ mod tests {
         assert!(
             !is_truncated(&zeroed(0..30), 480) && !is_truncated(&zeroed(32..48), 528) && !is_truncated(&bytes, 480)
         );
+    }
+
+    #[test]
+    fn too_many_unsynced_copies_are_not_known_one_by_one() {
+        let mut unsynced = Unsynced::default();
+        (0..=UNSYNCED_MAX as u64).for_each(|copy| unsynced.add(vec![copy]));
+        assert!(unsynced.copies.is_empty() && unsynced.has(Some(5)) && unsynced.has(None));
+        let written = unsynced.written;
+        unsynced.add(vec![7]);
+        unsynced.synced(written);
+        assert!(unsynced.has(Some(7)) && unsynced.has(None) && !unsynced.has(Some(5)));
     }
 
     #[test]

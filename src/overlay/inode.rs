@@ -199,10 +199,13 @@ impl<L: Layer> Inodes<L> {
         tables.claims.claimant(number).is_some() || tables.is_of_copy(number)
     }
 
-    /// Forgets the copies of earlier mounts.
+    /// Forgets the numbers of all copies.
     #[cfg(feature = "layer-tools")]
     pub fn forget_copies(&self) {
-        self.tables.lock().claims = Claims::default();
+        let mut tables = self.tables.lock();
+        tables.claims = Claims::default();
+        tables.renumbered.clear();
+        tables.copied.clear();
     }
 
     /// Settles whether the object `ino` of the upper layer is that copy.

@@ -210,6 +210,8 @@ pub struct Settings {
     /// it was. So files without a name in the work directory stay, and the mark of a volatile
     /// overlay is its own.
     pub succeeds: bool,
+    /// What an overlay that only reads its upper layers takes from their work directories.
+    pub copy_facts: CopyFacts,
     /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
     /// layer.
     pub format: Option<Wanted>,
@@ -218,6 +220,20 @@ pub struct Settings {
     /// The number of names of a directory that the engine has in memory at once, about. None: all
     /// of them.
     pub names_at_once: Option<usize>,
+}
+
+/// The facts about copies in upper layers that an overlay takes from their work directories. They
+/// take memory for each copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CopyFacts {
+    /// All, so that the tree is as the mount showed it.
+    #[default]
+    All,
+    /// All but inode numbers. A copy may show another number than its original.
+    Names,
+    /// None, for upper layers that are whole ([`Overlay::make_whole`]). An object in them may show
+    /// another number of names.
+    Nothing,
 }
 
 /// The number of cached directories and names above which an overlay for one walk evicts.

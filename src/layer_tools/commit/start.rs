@@ -31,6 +31,8 @@ pub(super) fn begin<'a, O: Opener>(
         PathList::default()
     } else {
         settle(&upper, true, watch)?;
+        // Only directories are looked up from here on, and there may be a million copies.
+        upper.forget_copies();
         let views = Views::of_commit(opener.open(Part::Above)?, opener.open(Part::Below)?);
         filter.kept(&views.map_err(|cause| opener.refused(Part::Above, cause))?, watch)?
     };

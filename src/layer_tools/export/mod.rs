@@ -124,7 +124,7 @@ impl Export {
     /// Opens the trees with and without the upper layer. Tells if that was on other lower layers:
     /// its deletions and renames are about these.
     fn views(&self, watch: &dyn Watch) -> Result<Views<OsLayer>, Error> {
-        let views = Views::open(&self.layers, None)?;
+        let views = Views::open_without_numbers(&self.layers, None)?;
         let difference = views.above.as_ref().map_or(Ok(None), other_lowers);
         let upper = || self.layers.upper.clone().unwrap_or_default();
         if let Some(difference) = difference.map_err(|error| Error::at("read", upper(), error))? {
@@ -149,7 +149,7 @@ impl Export {
         if base.is_none() {
             for (at, _) in lowers.iter().enumerate().rev() {
                 let above = Options { lowers: lowers[at..].to_owned(), ..Options::default() };
-                self.layer(&layout, &Views::open(&above, Some(&lowers[at + 1..]))?, &mut image, watch)?;
+                self.layer(&layout, &Views::open_without_numbers(&above, Some(&lowers[at + 1..]))?, &mut image, watch)?;
             }
         }
         self.layer(&layout, &self.views(watch)?, &mut image, watch)?;
