@@ -160,22 +160,25 @@ impl<L: Layer> Overlay<L> {
 
     /// Whether the upper directory has each name that the lower one shows, also further down.
     fn covers(&self, below: &Overlay<L>, top: &Both<L>) -> Result<bool> {
-        let mut dirs = vec![(top.node.node().clone(), top.below.node().clone())];
         let mut covers = true;
-        while let Some((node, lower)) = dirs.pop().filter(|_| covers) {
-            below.each_shown(&lower, &mut |name, kind| {
+        below.each_dir(top.below.node(), &mut |path, lower| {
+            let mut inside = Vec::new();
+            if !covers {
+                return Ok(inside);
+            }
+            let node = path.iter().try_fold(top.node.node().clone(), |dir, name| self.lookup(&dir, name))?;
+            below.each_shown(lower, &mut |name, kind| {
                 let _tree = self.tree.read();
                 let mut dir = node.dir()?;
                 let own = self.read_dir_at(&node, &mut dir, name)?.get(name);
                 let own = own.filter(|slot| slot.upper.is_some() || slot.whiteout).map(|slot| slot.upper);
                 covers &= own.is_some();
                 let is_dir = own.flatten().is_some_and(|upper| upper.kind == Kind::Dir) && kind == Kind::Dir;
-                if is_dir {
-                    dirs.push((self.find_in(&node, &mut dir, name)?, below.lookup(&lower, name)?));
-                }
+                inside.extend(is_dir.then(|| name.clone()));
                 Ok(())
             })?;
-        }
+            Ok(inside)
+        })?;
         Ok(covers)
     }
 

@@ -358,27 +358,29 @@ impl<L: Layer> Overlay<L> {
     ///
     /// Those of the layers.
     pub fn mark_like(&self, skips: &dyn Fn(&Path) -> bool) -> Result<Option<PathBuf>> {
-        let mut dirs = vec![(PathBuf::new(), self.root.clone())];
         let mut found = None;
-        while let Some((path, dir)) = dirs.pop().filter(|_| !self.format().features().reserved_names) {
-            self.each_shown(&dir, &mut |name, kind| {
-                let (in_upper, _) = self.shown_place(&dir, name)?;
+        if self.format().features().reserved_names {
+            return Ok(found);
+        }
+        self.each_dir(&self.root, &mut |path, dir| {
+            let mut inside = Vec::new();
+            if found.is_some() {
+                return Ok(inside);
+            }
+            self.each_shown(dir, &mut |name, kind| {
+                let (in_upper, _) = self.shown_place(dir, name)?;
                 let at = path.join(&**name);
                 if !in_upper || skips(&at) {
                     return Ok(());
                 }
-                if kind == Kind::Dir {
-                    dirs.push((at.clone(), self.lookup(&dir, name)?));
-                }
+                inside.extend((kind == Kind::Dir).then(|| name.clone()));
                 if format::is_reserved(name) {
                     found.get_or_insert(at);
                 }
                 Ok(())
             })?;
-            if found.is_some() {
-                break;
-            }
-        }
+            Ok(inside)
+        })?;
         Ok(found)
     }
 
@@ -438,8 +440,8 @@ impl<L: Layer> Overlay<L> {
     }
 
     /// Forgets the numbers and the other names of copies, of which there may be a million. After
-    /// that no object may be looked up. For an upper layer that is whole, and about to be
-    /// emptied.
+    /// that only directories may be looked up. For an upper layer that is whole, and about to
+    /// lose its changes.
     #[cfg(feature = "layer-tools")]
     pub fn forget_copies(&self) {
         self.inodes.forget_copies();
