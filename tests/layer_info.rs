@@ -137,7 +137,8 @@ fn info_tells_a_commit_that_was_interrupted() {
         let overlay = mount(&setup, None);
         assert_eq!(info(&setup)["unfinished"], Value::Null);
         assert!(!run(&[], &setup).contains("unfinished"));
-        overlay.begin_commit(journal.map(str::as_bytes)).unwrap();
+        let mut pieces = journal.map(|text| [text.as_bytes().to_vec()].into_iter());
+        overlay.begin_commit(pieces.as_mut().map(|pieces| pieces as &mut dyn Iterator<Item = _>)).unwrap();
         assert!(run(&[], &setup).contains("unfinished:     a commit or discard, which goes on now\n"));
         drop(overlay);
         assert_eq!(info(&setup)["unfinished"], kind);

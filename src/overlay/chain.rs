@@ -145,7 +145,7 @@ impl<L: Layer> Chain<L> {
             // A crash left it.
             self.dir.unlink(&root, name)?;
         }
-        replace_file(&*self.dir, &root, names, &body, true)?;
+        replace_file(&*self.dir, &root, names, [body].into_iter(), true)?;
         if let Err(error) = self.dir.sync_dir(&root) {
             // The new chain counts already.
             log::warn!("a crash of the system may bring back the chain of snapshots from before: {error}");

@@ -50,16 +50,16 @@ impl<L: Layer> Overlay<L> {
         read_start(upper, &file, size as usize).map(Some)
     }
 
-    /// Replaces the journal in one step, if there is one to write, and marks the layer. Both are on
-    /// the disk at the return, also in a volatile overlay. From then on each mount of the upper
-    /// layer is refused until [`Overlay::end_commit`].
+    /// Replaces the journal in one step, if there is one to write, and marks the layer. The journal
+    /// comes in pieces. Both are on the disk at the return, also in a volatile overlay. From then
+    /// on each mount of the upper layer is refused until [`Overlay::end_commit`].
     ///
     /// # Errors
     ///
     /// - EROFS: there is no upper layer.
     ///
     /// Others of the upper layer.
-    pub fn begin_commit(&self, journal: Option<&[u8]>) -> Result<()> {
+    pub fn begin_commit(&self, journal: Option<&mut dyn Iterator<Item = Vec<u8>>>) -> Result<()> {
         let (upper, work) = self.upper()?;
         let dir = self.stack.open(work.dir())?;
         if let Some(journal) = journal {

@@ -11,7 +11,6 @@
 //!
 //! The locks here are leaves.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -71,7 +70,7 @@ impl Pair {
 /// half is dropped when the young one is full.
 #[derive(Default)]
 struct Table {
-    young: HashMap<u64, Pair>,
+    young: CompactMap<u64, Pair>,
     old: CompactMap<u64, Pair>,
     /// Whether the table differs from the file in the work directory.
     changed: bool,
@@ -79,18 +78,18 @@ struct Table {
 
 impl Table {
     fn get(&self, ino: u64) -> Option<Pair> {
-        self.young.get(&ino).copied().or_else(|| self.old.get(ino))
+        self.young.get(ino).or_else(|| self.old.get(ino))
     }
 
     fn insert(&mut self, ino: u64, pair: Pair) {
         if self.young.len() >= MOST {
-            self.old = std::mem::take(&mut self.young).into_iter().collect();
+            self.old = std::mem::take(&mut self.young);
         }
         self.changed |= self.young.insert(ino, pair) != Some(pair);
     }
 
     fn remove(&mut self, ino: u64) {
-        self.changed |= self.young.remove(&ino).is_some() | self.old.remove(ino).is_some();
+        self.changed |= self.young.remove(ino).is_some() | self.old.remove(ino).is_some();
     }
 }
 
@@ -158,7 +157,7 @@ impl Ctimes {
                 _ => Ok(()),
             };
         }
-        replace_file(upper, dir, (temp, name), bytes, false)
+        replace_file(upper, dir, (temp, name), [bytes].into_iter(), false)
     }
 
     /// Returns the time that an object shows if its layer has the time `layer`.
@@ -187,16 +186,23 @@ impl Ctimes {
 fn to_bytes(Table { young, old, .. }: &mut Table) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + (young.len() + old.len()) * RECORD);
     bytes.resize(HEADER, 0);
-    let old = old.sorted().filter(|(ino, _)| !young.contains_key(ino));
-    for (ino, pair) in young.iter().map(|(ino, pair)| (*ino, *pair)).chain(old) {
-        let nanos = u64::from(pair.layer_nsec) << 32 | u64::from(pair.shown_nsec);
-        for word in [ino, pair.layer_sec as u64, pair.shown_sec as u64, nanos] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
+    for (ino, pair) in young.sorted() {
+        put(&mut bytes, ino, pair);
+    }
+    for (ino, pair) in old.sorted().filter(|(ino, _)| !young.contains(*ino)) {
+        put(&mut bytes, ino, pair);
     }
     let digest = format::fnv1a(&bytes[HEADER..]);
     bytes[..HEADER].copy_from_slice(&digest.to_le_bytes());
     bytes
+}
+
+/// Adds a record.
+fn put(bytes: &mut Vec<u8>, ino: u64, pair: Pair) {
+    let nanos = u64::from(pair.layer_nsec) << 32 | u64::from(pair.shown_nsec);
+    for word in [ino, pair.layer_sec as u64, pair.shown_sec as u64, nanos] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
 }
 
 /// Reads a file of `size` bytes with `read_at`, in pieces. Returns None if it is damaged.

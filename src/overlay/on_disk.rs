@@ -19,7 +19,7 @@ pub use super::index::{IndexEntry, NUMBERS, Origin, is_link, origin, review, rew
 pub use super::partial::{map_len, means_something as map_means_something};
 pub use super::record::{RECORD, Record};
 #[cfg(feature = "layer-tools")]
-pub use super::record::{end_line, escape, unescape};
+pub use super::record::{end_line, end_line_of, escape, unescape};
 pub use super::removal::remove_tree;
 pub use super::stack::{LayerDir, Stack};
 #[cfg(feature = "layer-tools")]

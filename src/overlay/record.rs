@@ -180,7 +180,7 @@ impl Record {
     /// Writes the record to the work directory `dir`.
     pub fn write<L: Layer>(&self, layer: &L, dir: &L::Dir, volatile: bool) -> Result<()> {
         let names = (OsStr::new(NEW_RECORD), OsStr::new(RECORD));
-        replace_file(layer, dir, names, &self.to_bytes(), !volatile)
+        replace_file(layer, dir, names, [self.to_bytes()].into_iter(), !volatile)
     }
 
     /// Adds features to the record in the work directory `dir`, and takes others out. No overlay
@@ -257,7 +257,12 @@ pub fn digest<L: Layer>(layer: &L, root: &L::Dir, ino: u64) -> Result<u128> {
 
 /// Returns the last line of a file of the work directory, with the digest of the lines before.
 pub fn end_line(body: &[u8]) -> String {
-    format!("end {:032x}", fnv1a(body))
+    end_line_of(fnv1a(body))
+}
+
+/// Does the same with the digest itself.
+pub fn end_line_of(digest: u128) -> String {
+    format!("end {digest:032x}")
 }
 
 fn parse_lower(line: &[u8]) -> Option<Lower> {

@@ -558,18 +558,22 @@ pub fn holder<L: Layer>(upper: &L, root: &L::Dir, layer: Option<&L>) -> Option<H
     }
 }
 
-/// Replaces a file of a directory in one step: writes it as `temp`, then renames it. With `sync`
-/// its content is on the disk before the rename.
+/// Replaces a file of a directory in one step: writes it as `temp`, then renames it. Its content
+/// comes in pieces. With `sync` it is on the disk before the rename.
 pub fn replace_file<L: Layer>(
     upper: &L,
     dir: &L::Dir,
     (temp, name): (&OsStr, &OsStr),
-    content: &[u8],
+    mut content: impl Iterator<Item = impl AsRef<[u8]>>,
     sync: bool,
 ) -> Result<()> {
     let file = upper.create_file(dir, temp, 0o600, upper.identity())?;
-    let placed = write_all(upper, &file, content, 0)
-        .and_then(|()| if sync { upper.sync(&file) } else { Ok(()) })
+    let written = content.try_fold(0, |end, piece| {
+        let piece = piece.as_ref();
+        write_all(upper, &file, piece, end).map(|()| end + piece.len() as u64)
+    });
+    let placed = written
+        .and_then(|_| if sync { upper.sync(&file) } else { Ok(()) })
         .and_then(|()| upper.rename(dir, temp, dir, name, RenameMode::Replace));
     if placed.is_err() {
         discard(upper, dir, temp);

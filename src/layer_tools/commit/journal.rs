@@ -4,11 +4,16 @@
 //! describes the lines.
 
 use std::ffi::OsString;
+use std::iter;
 use std::path::{Path, PathBuf};
 
+use crate::format::{FNV1A_OF_NOTHING, fnv1a_behind};
 use crate::layer::Time;
 use crate::layer_tools::paths::PathList;
-use crate::overlay::on_disk::{end_line, escape, unescape};
+use crate::overlay::on_disk::{end_line, end_line_of, escape, unescape};
+
+/// The bytes of a piece, about.
+const PIECE: usize = 1 << 16;
 
 const TITLE: &str = "overlayfs commit 1";
 
@@ -88,8 +93,26 @@ impl Journal {
         self.copy.is_some_and(|copy| copy.keeps_old)
     }
 
-    /// Returns the bytes of the file.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// Returns the bytes of the file, in pieces: it may list a million paths.
+    pub fn pieces(&self) -> impl Iterator<Item = Vec<u8>> {
+        let mut lines =
+            iter::once(self.head()).chain(self.keeps.iter().map(|path| format!("keep {}\n", escape(&path))));
+        let mut digest = Some(FNV1A_OF_NOTHING);
+        iter::from_fn(move || {
+            let mut piece = String::new();
+            while piece.len() < PIECE
+                && let Some(line) = lines.next()
+            {
+                piece += &line;
+            }
+            let so_far = fnv1a_behind(digest?, piece.as_bytes());
+            digest = if piece.is_empty() { None } else { Some(so_far) };
+            Some(if piece.is_empty() { format!("{}\n", end_line_of(so_far)) } else { piece }.into_bytes())
+        })
+    }
+
+    /// Returns the lines before those of the paths that stay.
+    fn head(&self) -> String {
         let phase = Phase::ALL.iter().find(|(phase, _)| *phase == self.phase).map_or("", |(_, word)| word);
         let mut body = format!("{TITLE}\nphase {phase}\nstage {}\n", escape(Path::new(&self.stage)));
         body += &format!("times {}\n", times_text(self.times));
@@ -100,11 +123,7 @@ impl Journal {
         for Move { from, to, times } in &self.moves {
             body += &format!("move {}\nhad {}\nto {}\n", escape(from), times_text(*times), escape(to));
         }
-        for path in self.keeps.iter() {
-            body += &format!("keep {}\n", escape(&path));
-        }
-        body += &format!("{}\n", end_line(body.as_bytes()));
-        body.into_bytes()
+        body
     }
 
     /// Reads the phase from the start of a file. Returns None if that is damaged, or of another
@@ -198,9 +217,9 @@ mod tests {
         for (index, phase) in phases.into_iter().enumerate() {
             let copy = Merged { number: 7, keeps_old: index % 2 == 0 };
             let journal = Journal { phase, copy: (index > 1).then_some(copy), ..journal.clone() };
-            assert_eq!(Journal::from_bytes(&journal.to_bytes()), Some(journal));
+            assert_eq!(Journal::from_bytes(&journal.pieces().flatten().collect::<Vec<_>>()), Some(journal));
         }
-        let bytes = journal.to_bytes();
+        let bytes: Vec<_> = journal.pieces().flatten().collect();
         for index in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[index] ^= 1;

@@ -108,7 +108,7 @@ impl Tool for Tooled {
             }
             _ if self.dry_run => {
                 check_lowers(&paths)?;
-                let views = Views::open(&self.layers, None)?;
+                let views = Views::open_without_numbers(&self.layers, None)?;
                 let keeps = self.choice.filter.kept(&views, watch)?;
                 views.changes(Renames::Resolved, watch, &mut |change| match keeps.covers(&change.path) {
                     true => Ok(()),
@@ -316,7 +316,7 @@ struct Commit<'a, O: Opener> {
 impl<O: Opener> Commit<'_, O> {
     /// Writes the journal. The upper layer takes part in no mount from the first time on.
     fn save(&self) -> Result<(), Error> {
-        let saved = self.upper.begin_commit(Some(&self.journal.to_bytes()));
+        let saved = self.upper.begin_commit(Some(&mut self.journal.pieces()));
         saved.map_err(|error| Error::in_tree("write the journal of", Path::new(""), error))
     }
 
@@ -382,6 +382,7 @@ impl<O: Opener> Commit<'_, O> {
         // It has read lower directories as they were before.
         drop((upper, moved));
         let upper = stacked(opener, Part::Upper, Settings { commits: true, ..Settings::for_walk() })?;
+        upper.forget_copies();
         let below = stacked(opener, Part::Below, Settings { commits: true, ..Settings::for_walk() })?;
         let thinned = upper.thin_out(&below, journal.times, &|path| journal.keeps.covers(path));
         let thinned = thinned.and_then(|()| upper.sync_upper());
