@@ -18,12 +18,15 @@ pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
             if needs_new {
                 make_apart(place, name)?;
             }
-            let mut command = match command {
+            let mut tool = match command {
                 "import" => Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")),
                 _ => place.tool(command),
             };
-            command.current_dir(place.path("")).args(arguments);
-            print!(" {} |", run_measured(command, place)?.peak >> 20);
+            if command == "import" {
+                tool.arg(command);
+            }
+            tool.current_dir(place.path("")).args(arguments);
+            print!(" {} |", run_measured(tool, place)?.peak >> 20);
             io::stdout().flush()?;
         }
         println!();
