@@ -429,6 +429,33 @@ fn a_partial_copy_that_a_killed_daemon_left_over_a_frozen_one_keeps_its_number()
     assert_eq!(overlay.stat(&find(&overlay, "large")).unwrap().ino, number);
 }
 
+/// The copy in the upper layer takes the number over from the one in the frozen layer. Both may
+/// have a record of it.
+#[test]
+fn a_crash_in_a_copy_of_a_frozen_copy_keeps_its_number() {
+    let numbers =
+        |overlay: &Engine| ["one", "dir", "dir/file"].map(|path| overlay.stat(&find(overlay, path)).unwrap().ino);
+    for calls in 0.. {
+        let (setup, counts) = (setup(), Counts::default());
+        let first = mount(&setup, &counts);
+        let held = work(&first);
+        let overlay = snapshot(&first, &held).unwrap();
+        drop((held, first));
+        let before = numbers(&overlay);
+        let (one, file) = (overlay.open(&find(&overlay, "one")), overlay.open(&find(&overlay, "dir/file")));
+        counts.stop_after(calls);
+        let written = overlay.write_at(&one, b"BY", 0).and_then(|_| overlay.write_at(&file, b"NEW", 0));
+        drop((one, file, overlay));
+        counts.stop_after(u64::MAX);
+        for _ in 0..2 {
+            assert_eq!(numbers(&mount(&setup, &counts)), before, "after {calls} calls");
+        }
+        if written.is_ok() {
+            return;
+        }
+    }
+}
+
 #[test]
 fn a_removed_directory_goes_on() {
     let (setup, counts) = (setup(), Counts::default());

@@ -423,7 +423,7 @@ impl<L: Layer> Overlay<L> {
             (state.places.first().cloned(), state.origin().filter(|_| state.links != LinkCount::NONE))
         };
         let held = if file.is_none() && place.is_none() { self.open_entry(work.dir(), temp)? } else { None };
-        let placed = self.place_copy(before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
+        let placed = self.place_copy(node, before, copy, (temp, file.as_ref()), place.as_ref(), origin)?;
         let dir = placed.to.as_ref().unwrap_or(work.dir()).clone();
         let open =
             file.map(|file| Arc::new(OpenFile { file, access: Access::ReadWrite, dir, from_lower: None })).or(held);
@@ -452,7 +452,7 @@ impl<L: Layer> Overlay<L> {
             place.dir = to.clone();
         }
         if to.is_some() || index_entry.is_some() {
-            self.record_copy_up(ino, before, copy, origin.filter(|_| index_entry.is_some()));
+            self.copied_up(ino, before, copy, origin.filter(|_| index_entry.is_some()));
         }
         if let (Some(origin), Some(_)) = (origin, &to) {
             self.hid_name(origin);
@@ -488,6 +488,7 @@ impl<L: Layer> Overlay<L> {
     /// Moves a complete copy out of the work directory.
     fn place_copy(
         &self,
+        node: &Node<L>,
         before: &Stat,
         copy: &Stat,
         (temp, file): (&OsStr, Option<&L::File>),
@@ -504,32 +505,35 @@ impl<L: Layer> Overlay<L> {
             (Some(_), Some(_)) => Named::Upper,
         };
         let destination = Destination::of(named, origin.is_some()).ok_or(Error::new(EIO))?;
-        // The other names are still in the lower layer. So the copy stays as an index entry, where
-        // all of them find it.
-        let index_entry = match (destination, origin) {
-            (Destination::IndexedAndNamed | Destination::Indexed, Some(origin)) => {
-                Some(self.keep_copy(origin, before, temp)?)
-            }
-            _ => None,
-        };
         if destination == Destination::Nameless {
             upper.unlink(&open, temp)?;
             self.inodes.forget_link(before.dev, before.ino);
+            return Ok(Placed { to: None, index_entry: None });
         }
-        let (Some(place), Some(parent), Some(to)) = (place, &mut parent, to) else {
-            return Ok(Placed { to: None, index_entry });
-        };
-        let placed = self.keeping_times(&place.parent, &to, |dir| match &index_entry {
-            Some(index_entry) => upper.link(Object::Entry(&*open, index_entry), dir, &place.name),
-            None => rename_built(upper, file, (&open, temp), (dir, &*place.name), RenameMode::Replace),
-        });
-        if let (Err(_), Some(index_entry)) = (&placed, &index_entry) {
-            self.unkeep_copy(index_entry, temp);
+        let index_entry = self.numbered(node, before, copy, || {
+            // The other names are still in the lower layer. So the copy stays as an index entry,
+            // where all of them find it.
+            let index_entry = match (destination, origin) {
+                (Destination::IndexedAndNamed | Destination::Indexed, Some(origin)) => {
+                    Some(self.keep_copy(origin, before, temp)?)
+                }
+                _ => None,
+            };
+            let (Some(place), Some(to)) = (place, &to) else { return Ok(index_entry) };
+            let placed = self.keeping_times(&place.parent, to, |dir| match &index_entry {
+                Some(index_entry) => upper.link(Object::Entry(&*open, index_entry), dir, &place.name),
+                None => rename_built(upper, file, (&open, temp), (dir, &*place.name), RenameMode::Replace),
+            });
+            if let (Err(_), Some(index_entry)) = (&placed, &index_entry) {
+                self.unkeep_copy(index_entry, temp);
+            }
+            placed.map(|()| index_entry)
+        })?;
+        if let (Some(place), Some(parent), Some(_)) = (place, &mut parent, &to) {
+            let names = self.read_dir_at(&place.parent, parent, &place.name)?;
+            names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
         }
-        placed?;
-        let names = self.read_dir_at(&place.parent, parent, &place.name)?;
-        names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
-        Ok(Placed { to: Some(to), index_entry })
+        Ok(Placed { to, index_entry })
     }
 
     /// Returns the directory's place in the upper layer. Copies it and those above it up if needed.
@@ -610,14 +614,18 @@ impl<L: Layer> Overlay<L> {
         };
         let mut parent = place.parent.dir()?;
         let to = parent.upper.clone().ok_or(Error::new(EIO))?;
-        self.keeping_times(&place.parent, &to, |dir| upper.rename(open, temp, dir, &place.name, RenameMode::Replace))?;
+        self.numbered(node, before, &copy, || {
+            self.keeping_times(&place.parent, &to, |dir| {
+                upper.rename(open, temp, dir, &place.name, RenameMode::Replace)
+            })
+        })?;
         let names = self.read_dir_at(&place.parent, &mut parent, &place.name)?;
         names.entry(&place.name).upper = Some(Upper { kind: Kind::Dir, ino: Some(copy.ino) });
         node.dir()?.upper = Some(self.stack.child(&to, &place.name));
 
         let mut state = node.state.lock();
         let ino = *state.ino.get_or_insert_with(|| self.number(before));
-        self.record_copy_up(ino, before, &copy, None);
+        self.copied_up(ino, before, &copy, None);
         self.set_upper(node, &mut state, before, &copy);
         state.links = LinkCount::Merged;
         if let Some(place) = state.places.first_mut() {

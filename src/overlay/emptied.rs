@@ -52,6 +52,7 @@ impl<L: Layer> Overlay<L> {
         }
         let (file, copy) = made.ok_or(Error::new(EIO))?;
         let copy = self.stack.mark(&to, copy);
+        self.numbered(node, before, &copy, || Ok(()))?;
         let names = self.read_dir_at(&place.parent, &mut parent, &place.name)?;
         names.entry(&place.name).upper = Some(Upper { kind: copy.kind, ino: Some(copy.ino) });
 

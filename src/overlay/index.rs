@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::errno::{EIO, ENOENT, Error};
 
-use super::Overlay;
 use super::claims::{Claim, Claims};
 use super::compact::CompactMap;
 use super::ctime::{CTIMES, Ctimes};
 use super::features::Feature;
-use super::node::{LayerEntry, LinkCount};
+use super::node::{LayerEntry, LinkCount, Node};
 use super::stack::{LayerDir, Stack};
 use super::work::discard;
+use super::{Overlay, Settings};
 use crate::format;
 use crate::layer::{Access, Kind, Layer, Object, RenameMode, Result, Stat, Time, write_all};
 use crate::sync::Lock;
@@ -207,33 +207,17 @@ struct RecordsRead {
     claims: CompactMap<u64, Claim>,
     /// The generations in the records, by the number that the copy shows.
     generations: CompactMap<u64, u32>,
-    /// The last copy with each number. None in the first layer: only several have two copies with
-    /// one number.
-    copies: Option<CompactMap<u64, u64>>,
     hidden: CompactMap<Origin, u32>,
     /// Whether the numbers of copies are left out.
     without_numbers: bool,
 }
 
 impl RecordsRead {
-    /// Prepares for the records of a layer above those that were read.
-    fn go_up(&mut self) {
-        let RecordsRead { claims, copies, .. } = self;
-        copies.get_or_insert_with(|| claims.sorted().map(|(copy, claim)| (claim.number, copy)).collect());
-    }
-
     fn add(&mut self, record: Record) {
         match record {
             Record::Head { .. } => {}
             Record::Number { .. } | Record::Gone { .. } if self.without_numbers => {}
             Record::Number { copy, number, time, generation } => {
-                // A later copy of the same object, in a layer above, takes the number over.
-                if let Some(before) = self.copies.as_mut().and_then(|copies| copies.insert(number, copy))
-                    && before != copy
-                    && self.claims.get(before).is_some_and(|claim| claim.number == number)
-                {
-                    self.claims.remove(before);
-                }
                 self.claims.insert(copy, Claim::new(number, time));
                 if generation != 0 {
                     self.generations.insert(number, generation);
@@ -383,9 +367,6 @@ impl Known {
         })?;
         let head = upper.stat(Object::Dir(dir))?.ino;
         let below = self.records.hidden.sorted().collect();
-        if self.count > 0 {
-            self.records.go_up();
-        }
         read_numbers(upper, dir, Access::Read, head, &mut self.records)?;
         if !same_lowers {
             self.records.hide_only(below);
@@ -401,21 +382,18 @@ impl<L: Layer> Index<L> {
     ///
     /// The function drops records that it cannot read. Without `same_lowers` it drops the counts of
     /// hidden names too, since other lower layers may show these again. It tells `ctimes` about
-    /// each copy that it changes.
+    /// each copy that it changes. `volatile` is that of the settings.
     pub fn open(
         upper: &L,
         dir: &L::Dir,
         below: Known,
-        volatile: bool,
+        Settings { volatile, .. }: Settings,
         same_lowers: bool,
         ctimes: &Ctimes,
     ) -> Result<(Self, Claims)> {
         let Known { mut links, records: mut known, count: at } = below;
         let head = upper.stat(Object::Dir(dir))?.ino;
         let hidden_below: Vec<_> = known.hidden.sorted().collect();
-        if at > 0 {
-            known.go_up();
-        }
         let read = read_numbers(upper, dir, Access::ReadWrite, head, &mut known).unwrap_or_else(|error| {
             log::warn!("cannot read the inode numbers of earlier mounts, so files may show new ones: {error}");
             Numbers::Damaged
@@ -696,7 +674,7 @@ pub fn review<L: Layer>(upper: &L, dir: &L::Dir) -> Result<Review> {
 /// Writes damaged numbers of a work directory anew, as the next mount would.
 pub fn rewrite<L: Layer>(upper: &L, dir: &L::Dir) -> Result<()> {
     let ctimes = Ctimes::open(upper, dir);
-    let (index, _) = Index::open(upper, dir, Known::default(), false, true, &ctimes)?;
+    let (index, _) = Index::open(upper, dir, Known::default(), Settings::default(), true, &ctimes)?;
     index.finish(upper, dir)?;
     ctimes.save(upper, dir)
 }
@@ -867,10 +845,35 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
-    /// Records a copy-up of the object with the attributes `before`: the number that the copy
-    /// shows, and its index entry if the original has other names.
-    pub(super) fn record_copy_up(&self, ino: u64, before: &Stat, copy: &Stat, kept: Option<Origin>) {
+    /// Puts the copy of the object with the attributes `before` in its place, by `put`. The number
+    /// that it shows is recorded before: no crash lets it show another one.
+    pub(super) fn numbered<T>(
+        &self,
+        node: &Node<L>,
+        before: &Stat,
+        copy: &Stat,
+        put: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let number = *node.state.lock().ino.get_or_insert_with(|| self.number(before));
+        self.record_number(number, before, copy);
+        put().inspect_err(|_| {
+            if let Ok((upper, work)) = self.upper() {
+                work.index().append(upper, &[Record::Gone { copy: copy.ino, number }]);
+            }
+        })
+    }
+
+    /// Records the number that a copy shows.
+    pub(super) fn record_number(&self, number: u64, before: &Stat, copy: &Stat) {
         let Ok((upper, work)) = self.upper() else { return };
+        let generation = self.inodes.generation(number, before).unwrap_or(0);
+        work.index().append(upper, &[Record::Number { copy: copy.ino, number, time: copy.ctime, generation }]);
+    }
+
+    /// Notes that a copy with a recorded number has its place, and its index entry if the original
+    /// has other names.
+    pub(super) fn copied_up(&self, ino: u64, before: &Stat, copy: &Stat, kept: Option<Origin>) {
+        let Ok((_, work)) = self.upper() else { return };
         let generation = self.inodes.generation(ino, before).unwrap_or(0);
         self.inodes.record_copy_up(copy.dev, copy.ino, ino, generation);
         if let Some(origin) = kept {
@@ -878,7 +881,6 @@ impl<L: Layer> Overlay<L> {
             let names = work.index().names_of(origin, before);
             work.index().links.lock().add(IndexEntry { ino: before.ino, origin, names }, at, copy.ino);
         }
-        work.index().append(upper, &[Record::Number { copy: copy.ino, number: ino, time: copy.ctime, generation }]);
     }
 
     /// Records that a name of a lower file with several names is hidden, or is now a link to the

@@ -133,8 +133,8 @@ impl<L: Layer> Inodes<L> {
         let visible = tables.visible(device, ino);
         let mut taken = tables.is_held(visible) || generation != 0 && tables.removed.get(&visible) == Some(&generation);
         if !tables.is_top(device) {
-            // The lower object shows, so the copy that claims its number is no longer in its place.
-            if let Some(copy) = tables.claims.claimant(visible) {
+            // The lower object shows, so no copy that claims its number is in its place.
+            while let Some(copy) = tables.claims.claimant(visible) {
                 tables.claims.settle(copy, false);
             }
             taken |= tables.is_of_another(device, ino, visible);

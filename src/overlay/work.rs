@@ -291,7 +291,7 @@ impl<L: Layer> Work<L> {
         let now = Record::of(stack).map(|now| now.continued(before.as_ref()));
         let same_lowers = matches!((&now, &before), (Ok(now), Some(before)) if now.difference(before).is_none());
         below.1.read(upper, dir);
-        let (index, claims) = Index::open(upper, dir, below.0, volatile, same_lowers, below.1)?;
+        let (index, claims) = Index::open(upper, dir, below.0, settings, same_lowers, below.1)?;
         let now = now.map(|now| upgraded(now, stack, format, &index));
         let now = now.and_then(|now| if volatile { Ok(now) } else { without_gone(now, stack, &index) });
         let record = remember(now, before, upper, dir, volatile);

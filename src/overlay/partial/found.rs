@@ -83,6 +83,7 @@ impl<L: Layer> Overlay<L> {
         let ino = self.number_of_part(&place, &lower, (&partial, &copy))?;
         let id = self.id_at(&place, Some(ino));
         let node = Node::new(id, Kind::File, State::at(place, true, Some(copy)), None);
+        self.record_number(ino, &lower, &copy);
         {
             let mut state = node.state.lock();
             state.ino = Some(ino);

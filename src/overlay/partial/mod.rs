@@ -200,8 +200,10 @@ impl<L: Layer> Overlay<L> {
         let partial =
             Partial::new(to.clone(), self.name_max, lower, Some(digest), before.size).ok_or(Error::new(EIO))?;
         let open = self.stack.open(work.dir())?;
-        self.keeping_times(&place.parent, &to, |dir| {
-            upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
+        self.numbered(node, before, copy, || {
+            self.keeping_times(&place.parent, &to, |dir| {
+                upper.rename(&open, temp, dir, &partial.name, RenameMode::Replace)
+            })
         })?;
         drop(parent);
         let partial = Arc::new(partial);
@@ -227,7 +229,7 @@ impl<L: Layer> Overlay<L> {
         (before, copy): (&Stat, &Stat),
         ino: u64,
     ) {
-        self.record_copy_up(ino, before, copy, None);
+        self.copied_up(ino, before, copy, None);
         state.upper = true;
         self.touch_unseen(node, state);
         self.partials.nodes.lock().insert(node.id(), (node.clone(), partial.clone()));
