@@ -217,6 +217,30 @@ fn a_name_that_no_lookup_has_met_leads_to_its_object() {
     }
 }
 
+/// Each name in the lower layer is gone, so the next mount has no use for the index entry. But
+/// nothing else leads to the open object.
+#[test]
+fn an_open_object_keeps_its_index_entry() {
+    let _alone = alone();
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts, false).unwrap();
+    write(&overlay, "one", "by one name");
+    overlay.link(&find(&overlay, "one"), overlay.root(), OsStr::new("new")).unwrap();
+    overlay.unlink(overlay.root(), OsStr::new("one")).unwrap();
+    drop(overlay);
+    let overlay = mount(&setup, &counts, false).unwrap();
+    let held = overlay.open(&find(&overlay, "other"));
+    overlay.unlink(overlay.root(), OsStr::new("other")).unwrap();
+    let (before, id) = (overlay.stat(held.node()).unwrap(), held.node().id());
+    assert_eq!(before.nlink, 1);
+    let next = succeed(&setup, &counts, &overlay, &[held.node().clone()]).unwrap();
+    drop(held);
+    leave(overlay);
+    let again = next.find_again(id).unwrap();
+    assert_eq!((read(&next, &again), next.stat(again.node()).unwrap()), (b"by one name".to_vec(), before));
+    assert_eq!(find(&next, "new").id(), id);
+}
+
 #[test]
 fn the_overlay_goes_on_after_a_failure_at_any_call() {
     let _alone = alone();

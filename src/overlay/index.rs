@@ -382,12 +382,12 @@ impl<L: Layer> Index<L> {
     ///
     /// The function drops records that it cannot read. Without `same_lowers` it drops the counts of
     /// hidden names too, since other lower layers may show these again. It tells `ctimes` about
-    /// each copy that it changes. `volatile` is that of the settings.
+    /// each copy that it changes. `volatile` and `succeeds` are those of the settings.
     pub fn open(
         upper: &L,
         dir: &L::Dir,
         below: Known,
-        Settings { volatile, .. }: Settings,
+        Settings { volatile, succeeds, .. }: Settings,
         same_lowers: bool,
         ctimes: &Ctimes,
     ) -> Result<(Self, Claims)> {
@@ -407,8 +407,9 @@ impl<L: Layer> Index<L> {
             let mut useless = Vec::new();
             upper.list(dir, &mut |entry| {
                 let Some(link) = parse_link(entry.name) else { return };
-                // Every name of the original may be hidden or a link to the copy.
-                match known.hidden.get(link.origin).is_some_and(|hidden| hidden >= link.names) {
+                // Every name of the original may be hidden or a link to the copy. An open object
+                // whose names no lookup has met has only the index entry.
+                match !succeeds && known.hidden.get(link.origin).is_some_and(|hidden| hidden >= link.names) {
                     true if useless.len() < USELESS_MAX => useless.push((entry.kind, entry.ino, link)),
                     true => {}
                     false => links.add(link, at, entry.ino),
