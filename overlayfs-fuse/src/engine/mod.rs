@@ -515,6 +515,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn setattr(&self, caller: Caller, number: u64, change: &SetattrIn) -> Result<Attr> {
         let node = self.node(number)?;
+        let _changing = self.changing(&node);
         if !is_set(change, set::ANY) {
             self.announced(number, &node)?;
         }
@@ -538,7 +539,6 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if is_set(change, set::CTIME) {
             self.overlay.set_ctime(&node, convert::time(change.ctime, change.ctimensec));
         }
-        self.noting(&node);
         self.attr(&node)
     }
 
@@ -650,6 +650,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn write(&self, caller: Caller, node: u64, write: Write<'_>) -> Result<usize> {
         let file = self.file(node)?;
+        let _changing = self.changing(file.node());
         self.drop_set_id(file.node(), (write.flags & wire::WRITE_KILL_SUIDGID != 0).then_some(caller))?;
         let held_back = self.settings.writeback && write.flags & wire::WRITE_CACHE != 0;
         let (mut done, mut failed) = (self.appended_before(caller, &file, &write)?, None);
@@ -664,7 +665,6 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
                 Err(_) => break,
             }
         }
-        self.noting(file.node());
         let written = failed.map_or(Ok(done), Err);
         if held_back {
             self.written_back(node, written);
@@ -772,9 +772,8 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         if is_acl(name) && self.overlay.xattr(&node, name).is_ok_and(|mut before| hide_strangers(&mut before)) {
             return Err(Error::new(EINVAL));
         }
-        let set = self.call(|| self.overlay.set_xattr(&node, name, &value, mode));
-        self.noting(&node);
-        match set {
+        let _changing = self.changing(&node);
+        match self.call(|| self.overlay.set_xattr(&node, name, &value, mode)) {
             // The request itself may have set it before.
             Err(error) if error.errno == EEXIST && caller.asks_again() => {
                 let before = self.call(|| self.overlay.xattr(&node, name))?;
@@ -805,9 +804,8 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             return Ok(());
         }
         let node = self.node(node)?;
-        let removed = self.call(|| self.overlay.remove_xattr(&node, name));
-        self.noting(&node);
-        match removed {
+        let _changing = self.changing(&node);
+        match self.call(|| self.overlay.remove_xattr(&node, name)) {
             Err(error) if error.errno == ENODATA && self.removed_before(caller, name) => Ok(()),
             removed => removed,
         }
@@ -817,10 +815,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
         let how = allocation(mode).ok_or(Error::new(EOPNOTSUPP))?;
         let end = offset.checked_add(length).ok_or(Error::new(EFBIG))?;
         let file = self.file(node)?;
+        let _changing = self.changing(file.node());
         self.drop_set_id_for(caller, file.node())?;
-        let allocated = self.call(|| self.overlay.allocate(&file, how, offset..end));
-        self.noting(file.node());
-        allocated
+        self.call(|| self.overlay.allocate(&file, how, offset..end))
     }
 
     fn flags(&self, node: u64) -> Result<u32> {
@@ -830,6 +827,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
 
     fn set_flags(&self, number: u64, flags: u32) -> Result<()> {
         let node = self.node(number)?;
+        let _changing = self.changing(&node);
         self.call(|| self.overlay.set_flags(&node, flags))?;
         // An open for writing from before tells nothing of what the layer refuses now.
         self.files.close(number);
@@ -888,10 +886,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     fn copy_file_range(&self, caller: Caller, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let end = from.1.checked_add(length).ok_or(Error::new(EINVAL))?;
+        let _changing = self.changing(target.node());
         self.drop_set_id_for(caller, target.node())?;
-        let copied = self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1));
-        self.noting(target.node());
-        copied
+        self.call(|| self.overlay.copy_range(&source, from.1..end, &target, to.1))
     }
 
     fn statfs(&self, _: u64) -> Result<StatFs> {

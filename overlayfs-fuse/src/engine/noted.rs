@@ -14,14 +14,35 @@ use std::sync::Arc;
 
 use overlayfs::errno::{EEXIST, ENOENT, Error, Result};
 use overlayfs::layer::{CAPABILITY, Layer, RenameMode};
-use overlayfs::overlay::{Handle, Node, Place};
+use overlayfs::overlay::{Handle, Node, Overlay, Place};
 use rustix::thread::gettid;
 
 use super::EngineFrontEnd;
 use super::nodes::note;
-use crate::comeback::Begun;
+use crate::comeback::{Begun, Ledger};
 use crate::front_end::{Caller, NodeEntry, Write};
 use crate::wire::RESENT;
+
+/// A change of an object that is under way.
+pub(super) struct Changing<'a, L: Layer> {
+    overlay: &'a Overlay<L>,
+    ledger: Option<&'a Arc<Ledger>>,
+    node: &'a Arc<Node<L>>,
+}
+
+impl<L: Layer> Drop for Changing<'_, L> {
+    fn drop(&mut self) {
+        if let Some(ledger) = self.ledger
+            && self.overlay.is_nameless(self.node)
+        {
+            // The note has the attributes. Without them it says that the object is lost.
+            if let Err(error) = self.overlay.stat(self.node) {
+                log::warn!("the attributes of a file without a name are unknown: {error}");
+            }
+            note(self.overlay, self.node, ledger);
+        }
+    }
+}
 
 /// A directory and a name in it.
 type Name<'a, L> = (&'a Arc<Node<L>>, &'a OsStr);
@@ -36,7 +57,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         remove: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let lost = self.noted_at((dir, name));
-        let removed = self.changing(caller, Vec::new(), lost.as_ref(), remove);
+        let removed = self.changing_names(caller, Vec::new(), lost.as_ref(), remove);
         match removed {
             Err(error) if error.errno == ENOENT && caller.asks_again() => Ok(()),
             removed => removed,
@@ -59,7 +80,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         let is_exchange = mode == RenameMode::Exchange;
         let mut moves: Vec<_> = moved.iter().map(|node| (node, to)).collect();
         moves.extend(there.iter().filter(|_| is_exchange).map(|node| (node, from)));
-        self.changing(caller, moves, there.as_ref().filter(|_| !is_exchange), rename)
+        self.changing_names(caller, moves, there.as_ref().filter(|_| !is_exchange), rename)
     }
 
     /// Gives an object one more name by `link`.
@@ -70,7 +91,7 @@ impl<L: Layer> EngineFrontEnd<L> {
         to: Name<'_, L>,
         link: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let linked = self.changing(caller, vec![(node, to)], None, link);
+        let linked = self.changing_names(caller, vec![(node, to)], None, link);
         match linked {
             Err(error) if error.errno == EEXIST && caller.asks_again() => {
                 let found = self.call(|| self.overlay.lookup(to.0, to.1))?;
@@ -89,7 +110,7 @@ impl<L: Layer> EngineFrontEnd<L> {
     }
 
     /// Makes a change by which objects get names, and one loses one.
-    fn changing(
+    fn changing_names(
         &self,
         caller: Caller,
         moves: Vec<(&Arc<Node<L>>, Name<'_, L>)>,
@@ -119,18 +140,10 @@ impl<L: Layer> EngineFrontEnd<L> {
         changed
     }
 
-    /// Writes down what is left of an object without a name, after a change of it. The change may
-    /// have copied it up.
-    pub(super) fn noting(&self, node: &Arc<Node<L>>) {
-        if let Some(ledger) = self.nodes.ledger()
-            && self.overlay.is_nameless(node)
-        {
-            // The note has the attributes. Without them it says that the object is lost.
-            if let Err(error) = self.overlay.stat(node) {
-                log::warn!("the attributes of a file without a name are unknown: {error}");
-            }
-            note(&self.overlay, node, ledger);
-        }
+    /// Begins a change of an object. At the end of the value the ledger gets what is left of an
+    /// object without a name, also if the change failed: it may have copied the object up.
+    pub(super) fn changing<'a>(&'a self, node: &'a Arc<Node<L>>) -> Changing<'a, L> {
+        Changing { overlay: &self.overlay, ledger: self.nodes.ledger(), node }
     }
 
     /// Returns the object with a name that a request should make and that exists: if the request
