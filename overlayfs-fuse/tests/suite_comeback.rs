@@ -33,7 +33,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags, XattrFlags, renameat_with};
+use rustix::fs::{CWD, IFlags, RenameFlags, XattrFlags, renameat_with};
 use rustix::mount::UnmountFlags;
 use test_common::put;
 
@@ -162,6 +162,36 @@ fn a_kill_takes_nothing_back_from_a_file_without_a_name() {
         let shown = (read_all(&file), found.mode() & 0o7777, found.nlink(), found.len());
         assert_eq!(shown, ("changed".to_owned(), 0o601, 0, 7), "{name}");
     }
+    let file = open(&point.join("many/2"));
+    fs::remove_file(point.join("many/2")).unwrap();
+    rustix::fs::ioctl_setflags(&file, IFlags::NODUMP).unwrap();
+    kill(&point);
+    assert!(rustix::fs::ioctl_getflags(&file).unwrap().contains(IFlags::NODUMP));
+    drop(file);
+    mount.unmount();
+}
+
+/// A file that has lost its only known name, of which a lookup then meets another one.
+#[test]
+fn a_kill_loses_no_file_by_a_name_that_was_met_late() {
+    let fixture = Fixture::new();
+    let (mount, point) = (Background::new(&fixture, ""), fixture.point());
+    fs::create_dir(point.join("dir")).unwrap();
+    fs::write(point.join("dir/one"), "text").unwrap();
+    fs::hard_link(point.join("dir/one"), point.join("other")).unwrap();
+    mount.unmount();
+    let mount = Background::new(&fixture, "");
+    let file = open(&point.join("other"));
+    fs::remove_file(point.join("other")).unwrap();
+    let number = file.metadata().unwrap().ino();
+    // No request reads or writes it, so nothing keeps it open.
+    assert_eq!(fs::metadata(point.join("dir/one")).unwrap().ino(), number);
+    rustix::fs::setxattr(point.join("dir/one"), "user.x", b"x", XattrFlags::empty()).unwrap();
+    kill(&point);
+    assert_eq!((read_all(&file).as_str(), file.metadata().unwrap().nlink()), ("text", 1));
+    file.write_all_at(b"TE", 0).unwrap();
+    drop(file);
+    assert_eq!(fs::read_to_string(point.join("dir/one")).unwrap(), "TExt");
     mount.unmount();
 }
 
@@ -461,7 +491,8 @@ fn a_kill_during_a_comeback_is_one_more() {
 }
 
 /// The next daemon dies at each call from the start of its second process to that of its threads:
-/// before the mount is given to it, at that moment, and after it.
+/// before the mount is given to it, at that moment, and after it. Its second process begins to run
+/// only then.
 #[test]
 fn a_kill_when_the_mount_is_given_is_one_more() {
     at_each_call(|fatal| {
@@ -469,7 +500,8 @@ fn a_kill_when_the_mount_is_given_is_one_more() {
         let (mount, point) = (Background::new(&fixture, ""), fixture.point());
         fs::write(point.join("file"), "text").unwrap();
         let first = process(&point) as i32;
-        let is_killed = kill_the_next(keeper(&fixture), &point, fatal, || signal(first, libc::SIGKILL));
+        let kill = || signal(first, libc::SIGKILL);
+        let is_killed = kill_the_next(keeper(&fixture), &point, Tracer::holding, fatal, kill);
         let renamed = fs::rename(point.join("file"), point.join("renamed"));
         assert!(renamed.is_ok(), "call {fatal}: {renamed:?}");
         mount.unmount();
@@ -477,18 +509,19 @@ fn a_kill_when_the_mount_is_given_is_one_more() {
     });
 }
 
-/// The next daemon of a restart dies at each such call. In the foreground the first process stays
-/// to the end, and has the exit status of the mount.
+/// The next daemon of a second restart dies at each such call. In the foreground the first process
+/// stays to the end, and has the exit status of the mount.
 #[test]
 fn a_kill_when_a_restart_gives_the_mount_changes_nothing() {
     at_each_call(|fatal| {
         let fixture = Fixture::new();
         let (mount, point) = (fixture.mount(COMEBACK), fixture.point());
         fs::write(point.join("file"), "text").unwrap();
+        assert_eq!(command(&["restart"], &point).0, 0);
         let first = process(&point) as i32;
         // The command succeeds if the mount was given.
         let restart = || drop(command(&["restart"], &point));
-        let is_killed = kill_the_next(first, &point, fatal, restart);
+        let is_killed = kill_the_next(first, &point, Tracer::new, fatal, restart);
         let renamed = fs::rename(point.join("file"), point.join("renamed"));
         assert!(renamed.is_ok(), "call {fatal}: {renamed:?}");
         let status = mount.unmount_and_wait();
@@ -504,8 +537,15 @@ fn at_each_call(mut kill_at: impl FnMut(usize) -> bool) {
 }
 
 /// Calls `begin`, after which `giving` starts the next daemon, and kills that at the call with the
-/// number `fatal` between its first two clones. Returns whether there were as many calls.
-fn kill_the_next(giving: i32, point: &Path, fatal: usize, begin: impl FnOnce() + Send) -> bool {
+/// number `fatal` between its first two clones, traced by `trace`. Returns whether there were as
+/// many calls.
+fn kill_the_next(
+    giving: i32,
+    point: &Path,
+    trace: fn(i32, BetweenClones) -> Tracer,
+    fatal: usize,
+    begin: impl FnOnce() + Send,
+) -> bool {
     let first = process(point) as i32;
     // The other process stands still while the next daemon is looked for.
     let (found, next) = mpsc::channel();
@@ -514,7 +554,7 @@ fn kill_the_next(giving: i32, point: &Path, fatal: usize, begin: impl FnOnce() +
         move |_| match takes_over(&point, first) {
             None => Verdict::GoOn,
             Some(next) => {
-                found.send(Tracer::new(next, between_clones(fatal))).unwrap();
+                found.send(trace(next, between_clones(fatal))).unwrap();
                 Verdict::LetGo
             }
         }
@@ -527,10 +567,12 @@ fn kill_the_next(giving: i32, point: &Path, fatal: usize, begin: impl FnOnce() +
     })
 }
 
+type BetweenClones = Box<dyn FnMut(i64) -> Verdict + Send>;
+
 /// Kills at the call with this number after a clone, and lets go at the next clone.
-fn between_clones(fatal: usize) -> impl FnMut(i64) -> Verdict {
+fn between_clones(fatal: usize) -> BetweenClones {
     let mut calls = None;
-    move |call| {
+    Box::new(move |call| {
         match (&mut calls, matches!(call, libc::SYS_clone | libc::SYS_clone3)) {
             (None, false) => {}
             (None, true) => calls = Some(0),
@@ -538,7 +580,7 @@ fn between_clones(fatal: usize) -> impl FnMut(i64) -> Verdict {
             (Some(calls), false) => *calls += 1,
         }
         if calls == Some(fatal) { Verdict::Kill } else { Verdict::GoOn }
-    }
+    })
 }
 
 /// Returns the process that is about to take a mount over, other than `not`.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use overlayfs::control::Failure;
 use overlayfs::layer::Access;
+use overlayfs::mount::Roots;
 use overlayfs::overlay::{Note, pack_notes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
@@ -103,7 +104,8 @@ impl Mounted {
     /// # Errors
     ///
     /// - EAGAIN: the system has no more processes for the user.
-    /// - EMFILE: there is no descriptor for the line.
+    /// - EMFILE: there is no descriptor for the line, or for this process.
+    /// - EINVAL: the kernel has no descriptors of threads.
     ///
     /// # Safety
     ///
@@ -207,12 +209,16 @@ impl Mounted {
             self.open_files().map_err(|error| refused(format!("its open files cannot be found: {error}")))?
         };
         for note in left {
-            let file = note.open.and_then(|number| open.get(&number));
-            if file.is_none() && note.open.is_some() && note.is_file {
-                return Err(refused("a file without a name is lost".to_owned()));
-            }
-            let mut keep = |(file, access): &(RawFd, Access)| passed.keep(borrow(*file)).map(|file| (file, *access));
-            nameless.push((note, file.map(&mut keep).transpose()?));
+            let mut keep = |file: BorrowedFd<'_>, access| passed.keep(file).map(|file| Some((file, access)));
+            let file = match note.open.map(|number| (number, open.get(&number))) {
+                Some((_, Some((file, access)))) => keep(borrow(*file), *access)?,
+                Some((number, None)) if note.is_file => {
+                    let (file, access) = self.named_again(number)?;
+                    keep(file.as_fd(), access)?
+                }
+                _ => None,
+            };
+            nameless.push((note, file));
         }
         let objects = pack_notes(sum.next_id, named.into_iter(), nameless.into_iter());
         let unannounced = counted.iter().map(|CountedObject { number, .. }| *number).collect();
@@ -220,6 +226,19 @@ impl Mounted {
         let legacy =
             FrontEndLegacy { counted, told: Vec::new(), unannounced, announced: Vec::new(), performed, objects };
         Ok(legacy.pack())
+    }
+
+    /// Opens a file of the upper layer that had no known name when the daemon wrote that down. It
+    /// is not open, so a lookup has met a name since. The upper layer may be one of a chain.
+    fn named_again(&self, number: u64) -> Result<(OwnedFd, Access), Failure> {
+        for root in self.estate.roots.all().iter().take(Roots::LOWER).flatten() {
+            let found = look::with_number(root.directory.as_fd(), number);
+            let found = found.map_err(|error| refused(format!("the upper layer cannot be searched: {error}")))?;
+            if let Some(found) = found {
+                return Ok(found);
+            }
+        }
+        Err(refused("a file without a name is lost".to_owned()))
     }
 
     /// Returns the open files of the upper layer, by their inode number.

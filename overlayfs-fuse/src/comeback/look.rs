@@ -5,12 +5,16 @@
 //! an object is the one of the ledger.
 
 use std::collections::HashMap;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use overlayfs::layer::OsLayer;
+use overlayfs::layer::{Access, OsLayer};
 use overlayfs::mount::Roots;
 use overlayfs::options::Options;
 use overlayfs::overlay::{Node, Note, Overlay, Place};
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 
 use super::ledger::{Begun, Sum};
 
@@ -66,6 +70,41 @@ pub fn correct(sum: &mut Sum, roots: &Roots, layers: &Options) -> Result<(), Str
 fn only_read(roots: &Roots, layers: &Options) -> Result<Overlay<OsLayer>, Box<dyn std::error::Error>> {
     let options = Options { read_only: true, reuse_volatile: true, ..layers.clone() };
     Ok(roots.only_read()?.open(&options)?.stack(&options, false)?)
+}
+
+/// Searches a directory and those below it for a file with an inode number, and opens that.
+///
+/// # Errors
+///
+/// - EACCES: the daemon may not read a directory.
+/// - EMFILE: too many files are open.
+pub fn with_number(top: BorrowedFd<'_>, number: u64) -> io::Result<Option<(OwnedFd, Access)>> {
+    let open = |dir: BorrowedFd<'_>, name: &CStr, how| {
+        rustix::fs::openat(dir, name, how | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    };
+    let list = |dir: BorrowedFd<'_>, name: &CStr| Dir::new(open(dir, name, OFlags::RDONLY | OFlags::DIRECTORY)?);
+    let mut dirs = vec![list(top, c".")?];
+    while let Some(dir) = dirs.last_mut() {
+        let Some(entry) = dir.next().transpose()? else {
+            dirs.pop();
+            continue;
+        };
+        let (name, dir) = (entry.file_name(), dir.fd()?);
+        match entry.file_type() {
+            FileType::Directory if ![c".", c".."].contains(&name) => {
+                let below = list(dir, name)?;
+                dirs.push(below);
+            }
+            FileType::RegularFile if entry.ino() == number => {
+                return Ok(Some(match open(dir, name, OFlags::RDWR) {
+                    Ok(file) => (file, Access::ReadWrite),
+                    Err(_) => (open(dir, name, OFlags::RDONLY)?, Access::Read),
+                }));
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 impl<'a> Look<'a> {

@@ -157,13 +157,16 @@ impl StartedDaemons {
     pub fn answer(&self, line: &Line, program: &Program) -> io::Result<()> {
         let question = line.receive()?.ok_or(ErrorKind::UnexpectedEof)?;
         let mut started = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // So that the system forgets those that have ended.
-        started.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         let done = match question.bytes.first() {
-            Some(&START) => program.start().map(|(child, line)| {
-                started.push(child);
-                Some(line)
-            }),
+            Some(&START) => {
+                // So that the system forgets those that have ended.
+                started.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+                program.start().map(|(child, line)| {
+                    started.push(child);
+                    Some(line)
+                })
+            }
+            // The last one, also if it has ended. The one before it serves.
             _ => stop(started.pop()).map(|()| None).map_err(|error| format!("it cannot be killed: {error}")),
         };
         match &done {

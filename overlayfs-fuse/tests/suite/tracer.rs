@@ -22,10 +22,19 @@ impl Tracer {
     /// Traces the process from now on. `judge` decides at each system call of its present threads,
     /// by the number of the call.
     pub fn new(process: i32, judge: impl FnMut(i64) -> Verdict + Send + 'static) -> Self {
+        Self::with(process, libc::PTRACE_O_TRACESYSGOOD, judge)
+    }
+
+    /// Does the same. The processes that it starts stand still until the end of the trace.
+    pub fn holding(process: i32, judge: impl FnMut(i64) -> Verdict + Send + 'static) -> Self {
+        Self::with(process, libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACEFORK, judge)
+    }
+
+    fn with(process: i32, options: libc::c_int, judge: impl FnMut(i64) -> Verdict + Send + 'static) -> Self {
         let (stop, stopped) = mpsc::channel();
         let (begun, has_begun) = mpsc::channel();
         let thread = thread::spawn(move || {
-            let threads = attach(process);
+            let threads = attach(process, options);
             begun.send(()).unwrap();
             trace(process, threads, judge, &stopped)
         });
@@ -72,11 +81,11 @@ fn stopped(thread: i32, flags: i32) -> Option<i32> {
 }
 
 /// Begins to trace all threads, which go on.
-fn attach(process: i32) -> Vec<i32> {
+fn attach(process: i32, options: libc::c_int) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let threads: Vec<i32> = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
     for thread in &threads {
-        ptrace(libc::PTRACE_SEIZE, *thread, libc::PTRACE_O_TRACESYSGOOD as usize).unwrap();
+        ptrace(libc::PTRACE_SEIZE, *thread, options as usize).unwrap();
         ptrace(libc::PTRACE_INTERRUPT, *thread, 0).unwrap();
         stopped(*thread, 0).unwrap();
         ptrace(libc::PTRACE_SYSCALL, *thread, 0).unwrap();
