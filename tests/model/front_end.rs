@@ -57,6 +57,10 @@ pub trait FrontEnd {
     fn rename(&self, from: &At<Self::Handle>, to: &At<Self::Handle>, mode: RenameMode) -> Result<()>;
 
     fn stat(&self, handle: &Self::Handle) -> Result<Stat>;
+    /// Asks for the link count, also where `stat` shows what a kernel knows.
+    fn links(&self, handle: &Self::Handle) -> Result<u32> {
+        Ok(self.stat(handle)?.nlink)
+    }
     fn read_link(&self, handle: &Self::Handle) -> Result<OsString>;
     fn read(&self, handle: &Self::Handle, offset: u64, len: usize) -> Result<Vec<u8>>;
     /// Writes all of `bytes`, at `offset` or at the end of the file.

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use overlayfs::errno::ENOENT;
 use overlayfs::layer::Stat;
 
+use crate::mounted::Fate;
 use crate::tree::{Data, Id, Place, Tree};
 use crate::{Kind, Owner, RenameMode};
 
@@ -95,9 +96,8 @@ pub struct State {
     pub numbers: BTreeMap<Id, u64>,
     /// The listings under way, by slot.
     pub listings: BTreeMap<usize, Listing>,
-    /// Whether the kernel counts the names of files on a mount. It takes one away at the answer to
-    /// a removal, even if it has asked for the count after the removal. So it may show too few.
-    pub counted_by_kernel: bool,
+    /// What happens to the mount that shows the tree. None: there is no mount.
+    pub mounted: Option<Fate>,
 }
 
 /// A listing in several steps. It has each name that is there throughout, and none that never is.
@@ -181,7 +181,7 @@ impl State {
             }
             Op::Stat(slot) => {
                 let id = tree.handles[slot];
-                return matches!(&event.answer, Answer::Stat(stat) if self.shows(id, stat));
+                return matches!(&event.answer, Answer::Stat(stat) if self.shows(id, stat, false));
             }
         };
         match (done, &event.answer) {
@@ -191,21 +191,29 @@ impl State {
         }
     }
 
-    fn shows(&mut self, id: Id, stat: &Stat) -> bool {
+    /// Whether an object can have these attributes. `is_asked` says whether the count of links is
+    /// from no cache.
+    fn shows(&mut self, id: Id, stat: &Stat, is_asked: bool) -> bool {
         let node = self.tree.node(id);
         let links = match node.kind {
             Kind::Dir => (stat.nlink == 0) == (node.names == 0),
-            _ => self.has_links(id, stat.nlink),
+            _ => self.has_links(id, stat.nlink, is_asked),
         };
         let size = node.kind == Kind::Dir || stat.size == node.data.len() as u64;
         links && size && stat.kind == node.kind && stat.mode == node.mode && self.is_number(id, stat.ino)
     }
 
     /// Returns whether this can be the link count of an object that is no directory.
-    fn has_links(&self, id: Id, links: u32) -> bool {
+    ///
+    /// The kernel takes one away at the answer to a removal, even if it has asked for the count
+    /// after the removal. A kill in a removal may leave the count of a file too high that had
+    /// several names in a snapshot.
+    fn has_links(&self, id: Id, links: u32, is_asked: bool) -> bool {
         let node = self.tree.node(id);
         let count = node.names + node.unseen;
-        links == count || self.counted_by_kernel && links < count
+        let may_be_less = self.mounted.is_some() && !is_asked;
+        let may_be_more = self.mounted == Some(Fate::Kills) && node.linked;
+        links == count || may_be_less && links < count || may_be_more && links > count
     }
 
     /// Returns whether this can be the object's inode number. It must stay the same, and no other
@@ -221,7 +229,7 @@ impl State {
     pub fn differs(&mut self, Scene { held, seen }: &Scene) -> Option<String> {
         for (slot, (stat, data)) in held {
             let id = self.tree.handles[slot];
-            if !self.shows(id, stat) || *data != *self.tree.node(id).data {
+            if !self.shows(id, stat, true) || *data != *self.tree.node(id).data {
                 return Some(format!("{slot} holds object {id}, and not {stat:?} {:?}", Data::from(data.clone())));
             }
         }
@@ -232,7 +240,7 @@ impl State {
         }
         paths.iter().zip(seen).find_map(|((path, id), seen)| {
             let node = self.tree.node(*id);
-            let links = node.kind == Kind::Dir || self.has_links(*id, seen.links);
+            let links = node.kind == Kind::Dir || self.has_links(*id, seen.links, true);
             let same = (path, node.kind, node.mode, &*node.data) == (&seen.path, seen.kind, seen.mode, &seen.data);
             let is_same = links && same && self.is_number(*id, seen.number);
             (!is_same).then(|| format!("{} is object {id}", path.display()))

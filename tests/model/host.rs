@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use overlayfs::layer::{Fixed, Owner, RenameMode, Stat, Time};
 use rustix::fs::{
-    self, AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec,
-    Timestamps, Uid, XattrFlags,
+    self, AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
+    StatxFlags, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -220,6 +220,11 @@ impl FrontEnd for Host {
             fixed: Fixed::default(),
             generation: 0,
         })
+    }
+
+    fn links(&self, handle: &HostHandle) -> Result<u32> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        Ok(fs::statx(&handle.path, "", flags, StatxFlags::NLINK).map_err(errno)?.stx_nlink)
     }
 
     fn read_link(&self, handle: &HostHandle) -> Result<OsString> {

@@ -134,8 +134,7 @@ pub fn check<D: FrontEnd<Handle: Send> + Send>(
     let merged = layer::merge(&layers);
     let rules = Rules { reserves: true, devices: size.devices(), follows: false, xattrs: false, name_max: 255 };
     let tree = Tree::new(&merged, &layer::linked(layers.iter()), rules);
-    let mut state =
-        State { tree, numbers: BTreeMap::new(), listings: BTreeMap::new(), counted_by_kernel: size.mounted.is_some() };
+    let mut state = State { tree, numbers: BTreeMap::new(), listings: BTreeMap::new(), mounted: size.mounted };
     for _ in 0..size.mounts {
         let known_max = (dice.below(2) == 0).then(|| dice.below(10));
         let maker = Maker::Lives;
@@ -392,7 +391,9 @@ impl<D: FrontEnd> Thread<D> {
 /// Looks at every object that has a name or is open.
 fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
     let stat = |thread: &Thread<D>, slot, handle| {
-        let stat = thread.front_end.stat(handle).unwrap_or_else(|errno| panic!("stat of {slot}: {errno}"));
+        let failed = |errno: i32| -> ! { panic!("stat of {slot}: {errno}") };
+        let mut stat = thread.front_end.stat(handle).unwrap_or_else(|errno| failed(errno));
+        stat.nlink = thread.front_end.links(handle).unwrap_or_else(|errno| failed(errno));
         let data = match stat.kind {
             Kind::Dir | Kind::CharDev => Vec::new(),
             _ => thread.front_end.read(handle, 0, 2 * LARGE).unwrap_or_else(|errno| panic!("read: {errno}")),
@@ -418,8 +419,9 @@ fn look<D: FrontEnd>(threads: &[Thread<D>]) -> Scene {
             Kind::CharDev => {}
             _ => data = front_end.read(&handle, 0, 2 * LARGE).unwrap_or_else(|errno| failed(errno)),
         }
+        let links = front_end.links(&handle).unwrap_or_else(|errno| failed(errno));
         let path: PathBuf = path.iter().collect();
-        seen.push(Seen { path, kind: stat.kind, mode: stat.mode, links: stat.nlink, number: stat.ino, data });
+        seen.push(Seen { path, kind: stat.kind, mode: stat.mode, links, number: stat.ino, data });
     }
     seen.sort_by(|one, other| one.path.cmp(&other.path));
     Scene { seen, held }
