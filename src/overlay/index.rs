@@ -101,6 +101,9 @@ struct Links {
     copies: CompactMap<Origin, Kept>,
     /// The first bits of the keys of `copies`, by the inode number of the copy.
     origins: CompactMap<u64, u32>,
+    /// The originals of copies in frozen layers that a layer above has copied again, by the inode
+    /// number of the copy.
+    copied_again: CompactMap<u64, Origin>,
     /// The ends of the inode numbers of the originals, of all layers together.
     lower_inos: CompactMap<u32, ()>,
     /// For each lower file without a copy, the number of its names that are hidden.
@@ -592,6 +595,9 @@ impl Links {
     fn add(&mut self, IndexEntry { ino, origin, names }: IndexEntry, at: u32, copy: u64) {
         let hidden = self.hidden(origin);
         self.hidden.remove(origin);
+        if let Some(below) = self.copies.get(origin).map(|kept| kept.copy).filter(|below| *below != copy) {
+            self.copied_again.insert(below, origin);
+        }
         self.origins.insert(copy, start_of(origin));
         self.lower_inos.insert(end_of(ino), ());
         self.copies.insert(origin, Kept { at, ino, names, copy, hidden });
@@ -599,6 +605,9 @@ impl Links {
 
     /// Returns the original of the copy with this inode number.
     fn origin_of(&self, copy: u64) -> Option<Origin> {
+        if let Some(origin) = self.copied_again.get(copy) {
+            return Some(origin);
+        }
         let first = Origin::from(self.origins.get(copy)?) << (Origin::BITS - u32::BITS);
         let mut like = self.copies.within(first..=first | Origin::MAX >> u32::BITS);
         like.find(|(_, kept)| kept.copy == copy).map(|(origin, _)| origin)
