@@ -80,16 +80,23 @@ fn stopped(thread: i32, flags: i32) -> Option<i32> {
     (found > 0).then_some(status)
 }
 
-/// Begins to trace all threads, which go on.
+/// Begins to trace all threads, which go on. A thread may end before.
 fn attach(process: i32, options: libc::c_int) -> Vec<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let threads: Vec<i32> = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
-    for thread in &threads {
-        ptrace(libc::PTRACE_SEIZE, *thread, options as usize).unwrap();
-        ptrace(libc::PTRACE_INTERRUPT, *thread, 0).unwrap();
-        stopped(*thread, 0).unwrap();
-        ptrace(libc::PTRACE_SYSCALL, *thread, 0).unwrap();
-    }
+    let mut threads: Vec<i32> =
+        tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    threads.retain(|thread| {
+        match ptrace(libc::PTRACE_SEIZE, *thread, options as usize) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return false,
+            seized => seized.unwrap(),
+        }
+        let _ = ptrace(libc::PTRACE_INTERRUPT, *thread, 0);
+        let is_alive = stopped(*thread, 0).is_some_and(|status| libc::WIFSTOPPED(status));
+        if is_alive {
+            ptrace(libc::PTRACE_SYSCALL, *thread, 0).unwrap();
+        }
+        is_alive
+    });
     threads
 }
 
