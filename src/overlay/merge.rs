@@ -466,7 +466,8 @@ impl<L: Layer> Overlay<L> {
         self.lower_way(node)?.trusted()
     }
 
-    /// Does the same as [`Overlay::lower_path`], whoever wrote the redirect.
+    /// Returns the path of [`Overlay::lower_path`] as a way. An untrusted user may have written the
+    /// redirect on it.
     fn lower_way(&self, node: &Arc<Node<L>>) -> Result<Way> {
         let mut names = Vec::new();
         let mut node = node.clone();

@@ -96,10 +96,11 @@ impl Estate {
             let awaited = [line.as_fd()].into_iter().chain(outside.awaited());
             let mut awaited: Vec<_> = awaited.map(|it| PollFd::from_borrowed_fd(it, PollFlags::IN)).collect();
             if poll(&mut awaited, None).is_ok() && !awaited[0].revents().is_empty() {
-                match line.receive() {
+                let message = line.receive().ok().flatten();
+                match message.and_then(|message| message.bytes.first().copied()) {
                     // Too late: it was killed after the mount was given to it, and another one serves.
-                    Ok(Some(message)) if message.bytes.first() == Some(&FAILED) => {}
-                    end => return matches!(end, Ok(Some(message)) if message.bytes.first() == Some(&ENDED)),
+                    Some(FAILED) => {}
+                    end => return end == Some(ENDED),
                 }
             }
             outside.look();
