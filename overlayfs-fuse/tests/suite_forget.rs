@@ -27,6 +27,8 @@ const KNOWN_MAX: usize = 40;
 /// The number of directories, and of files in each of them.
 const DIRS: usize = 8;
 const FILES: usize = 25;
+/// The number of names in a large directory. The listing of a smaller one begins with attributes.
+const LARGE: usize = 17_000;
 
 /// The number of cases, and of random changes in each.
 const CASES: u64 = 6;
@@ -282,6 +284,21 @@ fn the_kernel_forgets_only_unused_objects() {
     let known = mounted.known();
     assert!(known <= most, "{known} objects are known");
     drop((mounted, guard));
+}
+
+/// The kernel asks for attributes at the beginning of a listing, before it knows whether they are
+/// wanted. In a large directory they cost more than the rest of the listing.
+#[test]
+fn the_listing_of_a_large_directory_looks_at_no_entry() {
+    let setup = Setup::new();
+    let lower = setup.dir("lower");
+    (0..LARGE).for_each(|index| drop(put::file(&lower, &format!("large/{index}"), "")));
+    let mounted = Mounted::new(&setup);
+    let large = mounted.point.join("large");
+    assert_eq!(names(&large).len(), LARGE);
+    let known = mounted.known();
+    assert!(known <= 2, "{known} objects are known after a listing");
+    fs::metadata(large.join("7")).unwrap();
 }
 
 /// The number of the directory, and of the name in it.

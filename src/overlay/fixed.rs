@@ -12,8 +12,8 @@ use super::stack::LayerDir;
 use crate::format::listing;
 use crate::layer::{Fixed, Kind, Layer, Object};
 
-/// The number of files in one step.
-const AT_ONCE: usize = 512;
+/// The number of files in one step. A disk may have to be read for each.
+const AT_ONCE: usize = 64;
 
 /// The state of the search.
 pub struct FixedLook<L: Layer> {

@@ -71,6 +71,18 @@ impl<L: Layer> Overlay<L> {
         }
     }
 
+    /// Returns the number of names in an open directory, with those of markers.
+    ///
+    /// # Errors
+    ///
+    /// - ENOTDIR: the handle is of no directory.
+    pub fn count_names(&self, handle: &Handle<L>) -> Result<usize> {
+        let node = handle.node();
+        let _tree = self.tree.read();
+        let mut dir = node.dir()?;
+        if dir.removed { Ok(0) } else { Ok(self.read_dir(node, &mut dir)?.len()) }
+    }
+
     /// Lists the entries behind `after` while their numbers are known. `numbered` says whether the
     /// numbers of new objects were looked up before.
     fn list_known(

@@ -3,19 +3,23 @@
 //!
 //! open(2) of such a file must fail. But after one answer ENOSYS to OPEN the kernel sends no OPEN
 //! again, which makes reading small files several times faster. So the front end answers OPEN until
-//! it knows that no file is fixed, and forever if one is. It searches the upper layer in steps:
-//! some before the first request, the others in threads between two requests.
+//! it knows that no file is fixed, and forever if one is. It searches the upper layer in steps: a
+//! few before the first request, the others in threads between two requests. These take little of
+//! the time: a program that waits for the layer should not wait for the search too.
 //!
 //! A thread takes the lock for a step. No thread waits for it.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use overlayfs::layer::Layer;
 use overlayfs::overlay::{FixedLook, Looked, Overlay};
 
-/// How many steps come before the first request: they suffice for a small upper layer.
-const AT_FIRST: usize = 8;
+/// How long steps may begin before the first request: this suffices for a small upper layer.
+const AT_FIRST: Duration = Duration::from_millis(2);
+/// A step is followed by a pause of this many times its own time.
+const PAUSE: u32 = 15;
 
 /// The values of `Fixed::known`.
 const LOOKING: u8 = 0;
@@ -25,13 +29,22 @@ const SOME: u8 = 2;
 pub struct Fixed<L: Layer> {
     known: AtomicU8,
     look: Mutex<Option<FixedLook<L>>>,
+    began: Instant,
+    /// When the next step is due, in microseconds since the beginning.
+    due: AtomicU64,
 }
 
 impl<L: Layer> Fixed<L> {
     /// Begins the search.
     pub fn new(overlay: &Overlay<L>) -> Self {
-        let fixed = Self { known: AtomicU8::new(LOOKING), look: Mutex::new(Some(overlay.begin_look())) };
-        for _ in 0..AT_FIRST {
+        Self::after(overlay, AT_FIRST)
+    }
+
+    /// Begins the search, with steps for this long.
+    fn after(overlay: &Overlay<L>, first: Duration) -> Self {
+        let look = Mutex::new(Some(overlay.begin_look()));
+        let fixed = Self { known: AtomicU8::new(LOOKING), look, began: Instant::now(), due: AtomicU64::new(0) };
+        while fixed.is_looking() && fixed.began.elapsed() < first {
             fixed.look(overlay);
         }
         fixed
@@ -53,9 +66,13 @@ impl<L: Layer> Fixed<L> {
         self.known.store(SOME, Ordering::Relaxed);
     }
 
-    /// Whether a step is left.
-    pub fn is_looking(&self) -> bool {
+    fn is_looking(&self) -> bool {
         self.known.load(Ordering::Relaxed) == LOOKING
+    }
+
+    /// Whether a step is left, and it is time for it.
+    pub fn is_due(&self) -> bool {
+        self.is_looking() && self.began.elapsed() >= Duration::from_micros(self.due.load(Ordering::Relaxed))
     }
 
     /// Makes a step, if one is left and no other thread makes one.
@@ -64,8 +81,12 @@ impl<L: Layer> Fixed<L> {
             return;
         }
         let Ok(mut look) = self.look.try_lock() else { return };
+        let start = Instant::now();
         let known = match look.as_mut().map(|look| overlay.look_for_fixed(look)) {
-            Some(Looked::Further) => return,
+            Some(Looked::Further) => {
+                let due = self.began.elapsed() + PAUSE * start.elapsed();
+                return self.due.store(due.as_micros() as u64, Ordering::Relaxed);
+            }
             Some(Looked::Found) => SOME,
             Some(Looked::End) | None => NONE,
         };
@@ -96,14 +117,17 @@ mod tests {
         fs::write(setup.path().join("dir/file"), "").unwrap();
         std::os::unix::fs::symlink("/", setup.path().join("link")).unwrap();
         let small = overlay(setup.path(), lower.path());
-        assert!(Fixed::new(&small).is_none());
+        assert!(Fixed::after(&small, Duration::from_secs(10)).is_none());
         drop(small);
         for index in 0..100 {
             fs::create_dir_all(setup.path().join(format!("dir/{index}/below"))).unwrap();
         }
         let large = overlay(setup.path(), lower.path());
-        let fixed = Fixed::new(&large);
-        assert!(!fixed.is_none());
+        let fixed = Fixed::after(&large, Duration::ZERO);
+        assert!(!fixed.is_none() && fixed.is_due());
+        fixed.look(&large);
+        let due = fixed.due.load(Ordering::Relaxed);
+        assert!(due > 0, "a step is followed by a pause");
         // The search passes over a directory that is gone.
         fs::remove_dir(setup.path().join("dir/77/below")).unwrap();
         let steps = (0..1000).take_while(|_| {

@@ -71,6 +71,11 @@ const BEHIND_PARENT: u64 = 2;
 /// How many entries of a directory a thread reads ahead.
 const AHEAD_MAX: usize = 4096;
 
+/// How many names a directory has at least whose listing begins without attributes. The kernel asks
+/// for them before it knows whether the program wants them, and the layer has to be asked for each.
+/// It asks again when the program has looked at an entry.
+const LARGE_DIR: usize = 1 << 14;
+
 /// How long the kernel keeps answers without the option `timeout`: without end, since only this
 /// mount changes its layers.
 const WITHOUT_END: Duration = Duration::from_secs(1 << 32);
@@ -435,7 +440,9 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             self.read_ahead(&dir);
             self.ahead.done();
         }
-        self.fixed.look(&self.overlay);
+        if self.fixed.is_due() {
+            self.fixed.look(&self.overlay);
+        }
         if !self.nodes.is_due() {
             return;
         }
@@ -451,7 +458,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
     }
 
     fn has_to_rest(&self) -> bool {
-        self.overlay.has_earlier() || self.ahead.is_ready() || self.fixed.is_looking() || self.nodes.is_due()
+        self.overlay.has_earlier() || self.ahead.is_ready() || self.fixed.is_due() || self.nodes.is_due()
     }
 
     fn watch(&self) -> Duration {
@@ -694,7 +701,7 @@ impl<L: Layer> FrontEnd for EngineFrontEnd<L> {
             }
             offset = BEHIND_PARENT;
         }
-        if listing.with_attributes() {
+        if listing.with_attributes() && !(begins && self.call(|| self.overlay.count_names(&dir))? >= LARGE_DIR) {
             let found = self.list_with_attributes(&dir, offset, listing)?;
             if begins {
                 let above = self.overlay.parent(dir.node()).map(|(above, _)| above);
