@@ -31,8 +31,10 @@ impl<L: Layer> EngineFrontEnd<L> {
         };
         let entry = self.entry(found.node())?;
         // The daemon may know the object although its last name is gone and the kernel has forgotten
-        // it. And another object may have the number by now, so this one got another.
-        if entry.attr.nlink == 0 || entry.node != number {
+        // it. And the number may be in use for an object that a rollback removed, until the kernel's
+        // FORGET of that comes. Then this one, which shows the number, got another.
+        let has_it = entry.node == number || entry.attr.ino == number;
+        if entry.attr.nlink == 0 || !has_it {
             self.forget(entry.node, 1);
             return Err(Error::new(ESTALE));
         }
