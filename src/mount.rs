@@ -146,8 +146,7 @@ impl Opened {
         .into_iter();
         let mut take = |path: &Option<PathBuf>| path.as_ref().and_then(|_| opened.next());
         let (upper, work, snapshots) = (take(&upper), take(&work), take(&snapshots));
-        let lowers = lowers.iter().map(|path| open("lower layer", path, false)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { layers: Layers { upper, work, lowers }, snapshots })
+        Ok(Self { layers: Layers { upper, work, lowers: open_lowers(&lowers)? }, snapshots })
     }
 
     /// Stacks the layers. With `succeeds` the overlay takes the place of another one, in another
@@ -447,11 +446,23 @@ fn open_together(named: &[(&'static str, &Path)]) -> Result<Vec<OsLayer>, Error>
     })
 }
 
+/// Opens lower layers, of which there may be hundreds.
+fn open_lowers(paths: &[PathBuf]) -> Result<Vec<OsLayer>, Error> {
+    let mut layers: Vec<OsLayer> = Vec::new();
+    for path in paths {
+        let opened = match layers.first() {
+            Some(first) => first.open_another(path),
+            None => OsLayer::open(path, false),
+        };
+        layers.push(opened.map_err(|error| unopened("lower layer", path, error))?);
+    }
+    Ok(layers)
+}
+
 fn open(what: &'static str, path: &Path, for_writing: bool) -> Result<OsLayer, Error> {
-    let opened: LayerResult<OsLayer> = OsLayer::open(path, for_writing);
-    opened.map_err(|error| Error::Open {
-        what,
-        path: path.to_path_buf(),
-        cause: io::Error::from_raw_os_error(error.errno),
-    })
+    OsLayer::open(path, for_writing).map_err(|error| unopened(what, path, error))
+}
+
+fn unopened(what: &'static str, path: &Path, error: crate::errno::Error) -> Error {
+    Error::Open { what, path: path.to_path_buf(), cause: io::Error::from_raw_os_error(error.errno) }
 }

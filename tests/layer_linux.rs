@@ -110,6 +110,22 @@ fn mount_tmpfs(path: &Path) {
     mount("tmpfs", path, "tmpfs", MountFlags::empty(), c"").unwrap();
 }
 
+/// A mount may have hundreds of layers, and the facts about the process are in files of /proc.
+#[test]
+fn another_layer_asks_nothing_about_the_process() {
+    let reads = || -> u64 {
+        let counters = fs::read_to_string("/proc/thread-self/io").unwrap();
+        counters.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap().parse().unwrap()
+    };
+    let temp = temp();
+    let layer = LinuxLayer::open(temp.path(), false).unwrap();
+    let before = reads();
+    let others: Vec<_> = (0..50).map(|_| layer.open_another(temp.path()).unwrap()).collect();
+    let read = reads() - before;
+    assert!(read < 50, "{read} reads for {} layers", others.len());
+    assert!(others.iter().all(|other| other.epoch() == layer.epoch()));
+}
+
 #[test]
 fn creates_every_kind_with_the_mode_asked_for() {
     let (_temp, layer, root) = upper();

@@ -36,7 +36,6 @@ impl<L: Layer, C: Counter> Counted<L, C> {
     }
 
     /// The layer whose calls are counted.
-    #[cfg(target_os = "linux")]
     pub(super) fn inner(&self) -> &L {
         &self.inner
     }

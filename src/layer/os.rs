@@ -22,6 +22,15 @@ impl OsLayer {
         Backend::open(path, for_writing).map(counted)
     }
 
+    /// Opens another layer for reading. What this one knows about the process is not asked again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`OsLayer::open`].
+    pub fn open_another(&self, path: &Path) -> Result<Self> {
+        self.inner().open_another(path).map(counted)
+    }
+
     /// Opens two directories for writing, with renames between them.
     ///
     /// # Errors

@@ -34,7 +34,11 @@ impl Planned {
     ///
     /// - [`Error::Refused`], [`Error::At`]: the layers cannot have this ending.
     pub fn new(layers: &Options) -> Result<Self, Error> {
-        let layers = resolved(layers);
+        let layers = match layers.on_exit {
+            // It needs no paths.
+            Ending::Preserve => layers.clone(),
+            _ => resolved(layers),
+        };
         match layers.on_exit {
             Ending::Preserve => {}
             Ending::Discard | Ending::Commit => drop(Paths::new(&layers)?),

@@ -153,10 +153,23 @@ impl LinuxLayer {
     ///
     /// Those of open(2): ENOENT, ENOTDIR, EACCES and others.
     pub fn open(path: &Path, for_writing: bool) -> Result<LinuxLayer> {
+        Self::open_after(None, path, for_writing)
+    }
+
+    /// Opens another layer for reading. What this one knows about the process is not asked again.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`LinuxLayer::open`].
+    pub fn open_another(&self, path: &Path) -> Result<LinuxLayer> {
+        Self::open_after(Some(self), path, false)
+    }
+
+    fn open_after(earlier: Option<&Self>, path: &Path, for_writing: bool) -> Result<LinuxLayer> {
         let plain = open_top(CWD, path)?;
         match raw::private_clone(path, for_writing) {
-            Ok(root) => Self::with_root(path, root, true, for_writing),
-            Err(_) => Self::with_root(path, plain, false, for_writing),
+            Ok(root) => Self::with_root(earlier, path, (root, true), for_writing),
+            Err(_) => Self::with_root(earlier, path, (plain, false), for_writing),
         }
     }
 
@@ -177,7 +190,7 @@ impl LinuxLayer {
     /// Those of [`LinuxLayer::open`].
     pub fn open_together(paths: &[&Path]) -> Result<Vec<LinuxLayer>> {
         let (cloned, roots) = open_roots(paths)?;
-        paths.iter().zip(roots).map(|(path, root)| Self::with_root(path, root, cloned, true)).collect()
+        paths.iter().zip(roots).map(|(path, root)| Self::with_root(None, path, (root, cloned), true)).collect()
     }
 
     /// Opens directories for writing, with renames and links between them. Returns None if they are
@@ -191,7 +204,11 @@ impl LinuxLayer {
         if !cloned {
             return Ok(None);
         }
-        paths.iter().zip(roots).map(|(path, root)| Self::with_root(path, root, cloned, true).map(Some)).collect()
+        paths
+            .iter()
+            .zip(roots)
+            .map(|(path, root)| Self::with_root(None, path, (root, cloned), true).map(Some))
+            .collect()
     }
 
     /// Makes the layer of a directory that [`LinuxLayer::root_again`] of another process opened at
@@ -201,7 +218,7 @@ impl LinuxLayer {
     ///
     /// Those of [`LinuxLayer::open`].
     pub fn with_opened(path: &Path, root: OpenRoot, for_writing: bool) -> Result<LinuxLayer> {
-        Self::with_root(path, root.directory, root.cloned, for_writing)
+        Self::with_root(None, path, (root.directory, root.cloned), for_writing)
     }
 
     /// Opens the root once more, for a process that takes the layer over.
@@ -214,21 +231,30 @@ impl LinuxLayer {
         Ok(OpenRoot { directory, cloned: self.cloned })
     }
 
-    fn with_root(path: &Path, root: OwnedFd, cloned: bool, for_writing: bool) -> Result<LinuxLayer> {
+    /// Makes the layer of an open root, and whether that is a clone of its mount. `earlier` is
+    /// another layer of this process.
+    fn with_root(
+        earlier: Option<&Self>,
+        path: &Path,
+        (root, cloned): (OwnedFd, bool),
+        for_writing: bool,
+    ) -> Result<LinuxLayer> {
         if stat_of(&rustix::fs::fstat(&root).map_err(error)?)?.kind != Kind::Dir {
             return Err(Error::new(ENOTDIR));
         }
         if for_writing {
             rustix::process::umask(Mode::empty());
         }
-        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-        let own = Owner { uid: uid.as_raw(), gid: gid.as_raw() };
-        let records = Records::new(root.as_fd(), own, for_writing);
+        let own = earlier.map_or_else(own_ids, |earlier| earlier.own);
+        let records = match earlier {
+            Some(earlier) => earlier.records.of_another(root.as_fd(), for_writing),
+            None => Records::new(root.as_fd(), own, for_writing),
+        };
         let capabilities = Capabilities { owner_records: records.writes(), ..capabilities(&root, for_writing)? };
         Ok(LinuxLayer {
             // A server knows the user that creates, but not the rights of the daemon. So it would
             // refuse another user in a directory of root.
-            acts_as_others: for_writing && !capabilities.shared && uid.is_root() && identity::can_act(),
+            acts_as_others: for_writing && !capabilities.shared && own.uid == 0 && identity::can_act(),
             capabilities,
             records,
             root,
@@ -236,7 +262,7 @@ impl LinuxLayer {
             cloned,
             writable: for_writing,
             own,
-            epoch: boot(),
+            epoch: earlier.map_or_else(boot, |earlier| earlier.epoch),
             held: Mutex::default(),
         })
     }
@@ -959,6 +985,11 @@ impl LinuxLayer {
         };
         call(place).map_err(error)
     }
+}
+
+/// Returns the ids of this process.
+fn own_ids() -> Owner {
+    Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
 }
 
 /// Returns the number of this start of the system, or None if it is unknown.

@@ -188,6 +188,15 @@ impl RedoxLayer {
         Ok((Self::open(path, true)?, Self::open(other, true)?))
     }
 
+    /// Opens another layer for reading.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RedoxLayer::open`].
+    pub fn open_another(&self, path: &Path) -> Result<RedoxLayer> {
+        Self::open(path, false)
+    }
+
     /// Does the same as [`RedoxLayer::open_pair`], for any number of directories.
     ///
     /// # Errors
