@@ -9,7 +9,7 @@ use crate::subject::Subject;
 const NAMES: f64 = 290.0;
 const BARS: f64 = 560.0;
 const BAR: f64 = 9.0;
-const ROW: f64 = 67.0;
+const ROW: f64 = 76.0;
 const TOP: f64 = 60.0;
 /// The ratios at the two ends of the scale.
 const SCALE: (f64, f64) = (0.1, 1000.0);
@@ -23,6 +23,7 @@ fn color(subject: Subject) -> &'static str {
         Subject::Ours => "#2f9e44",
         Subject::OverRing => "#b2df8a",
         Subject::Floor => "#555555",
+        Subject::FloorOverRing => "#bab0ac",
     }
 }
 

@@ -32,14 +32,15 @@ const OPEN: usize = 64;
 const FOR_EVER: Duration = Duration::from_secs(1 << 20);
 
 /// Mounts `top` at `point`, and serves until the unmount.
-pub fn serve(top: &Path, point: &Path) -> std::result::Result<(), String> {
+pub fn serve(is_over_ring: bool, top: &Path, point: &Path) -> std::result::Result<(), String> {
     let failed = |error: io::Error| format!("The floor at {} cannot be served: {error}.", point.display());
     // The kernel has applied the umask of the program.
     rustix::process::umask(rustix::fs::Mode::empty());
     let options =
         Options { source: "floor".into(), flags: MountFlags::empty(), allow_other: true, default_permissions: true };
     let device = mount(point, &options).map_err(failed)?;
-    let service = Service { threads: 8, most: usize::MAX, io_uring: IoUring::Off };
+    let io_uring = if is_over_ring { IoUring::On } else { IoUring::Off };
+    let service = Service { threads: 8, most: usize::MAX, io_uring };
     let session = Session::start(device, Floor::new(top), service, None).map_err(failed)?;
     let ended = session.start_threads().map_err(failed)?.run(None, || ());
     ended.map_or(Ok(()), |(served, settled)| served.map_err(failed).and(settled))

@@ -60,13 +60,14 @@ struct Arguments {
     svg: Option<PathBuf>,
     /// The results to compare with.
     compare: Option<PathBuf>,
-    /// The directory and the mount point of the floor, which this process serves.
-    floor: Option<(PathBuf, PathBuf)>,
+    /// The floor that this process serves: `on` or `off` for io_uring, the directory, and the mount
+    /// point.
+    floor: Option<(String, PathBuf, PathBuf)>,
 }
 
 fn main() -> ExitCode {
     let done = parse().and_then(|arguments| match &arguments.floor {
-        Some((top, point)) => floor::serve(top, point),
+        Some((io_uring, top, point)) => floor::serve(io_uring == "on", top, point),
         None => run(&arguments),
     });
     match done {
@@ -99,7 +100,7 @@ fn parse() -> Result<Arguments, String> {
             "rows" => arguments.only = text(value()?)?.split(',').map(str::to_owned).collect(),
             "json" => arguments.json = Some(value()?.into()),
             "compare" => arguments.compare = Some(value()?.into()),
-            "floor" => arguments.floor = Some((value()?.into(), value()?.into())),
+            "floor" => arguments.floor = Some((text(value()?)?, value()?.into(), value()?.into())),
             "svg" => arguments.svg = Some(value()?.into()),
             _ => return Err(format!("There is no option --{name}.")),
         }
@@ -118,7 +119,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     if offer.is_none() {
         eprintln!("mounts: this kernel has no FUSE over io_uring that could be measured");
     }
-    let is_there = |subject: &Subject| *subject != Subject::OverRing || offer.is_some();
+    let is_there = |subject: &Subject| !subject.is_over_ring() || offer.is_some();
     let mut times: BTreeMap<(usize, Subject), Vec<f64>> = BTreeMap::new();
     let mut memory: BTreeMap<(usize, Subject), u64> = BTreeMap::new();
     for round in 1..=arguments.rounds {

@@ -81,6 +81,7 @@ impl Report {
             "io_uring",
             "spread",
             "floor",
+            "floor, io_uring",
             "goal",
             "met",
             "calls, f.-o.",
@@ -88,17 +89,18 @@ impl Report {
         ];
         let mut text = format!("| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
         for Line { name, goal, results } in &self.lines {
-            let [bare, kernel, kernel_all, fuse, ours, ring, floor] = results.as_slice() else { continue };
+            let [bare, kernel, kernel_all, fuse, ours, ring, floor, floor_ring] = results.as_slice() else { continue };
             let spread = |of: &Summary| format!("{:.2}–{:.2}", of.least / bare.median, of.most / bare.median);
             let (spread, spread_ring) = (spread(ours), spread(ring));
             let met = if ours.ratio <= *goal { "yes" } else { "no" };
             let calls = |calls: Option<f64>| calls.map_or_else(String::new, |calls| format!("{calls:.2}"));
             let (calls_fuse, calls_ours) = (calls(fuse.calls), calls(ours.calls));
             let (bare, kernel, kernel_all) = (bare.median * 1e3, kernel.ratio, kernel_all.ratio);
-            let (fuse, ours, ring, floor) = (fuse.ratio, ours.ratio, ring.ratio, floor.ratio);
+            let (fuse, ours, ring) = (fuse.ratio, ours.ratio, ring.ratio);
+            let (floor, floor_ring) = (floor.ratio, floor_ring.ratio);
             let _ = writeln!(
                 text,
-                "| {name} | {bare:.1} | {kernel:.2} | {kernel_all:.2} | {fuse:.2} | **{ours:.2}** | {spread} | **{ring:.2}** | {spread_ring} | {floor:.2} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
+                "| {name} | {bare:.1} | {kernel:.2} | {kernel_all:.2} | {fuse:.2} | **{ours:.2}** | {spread} | **{ring:.2}** | {spread_ring} | {floor:.2} | {floor_ring:.2} | {goal} | {met} | {calls_fuse} | {calls_ours} |"
             );
         }
         let peak = |subject: Subject| {
@@ -109,11 +111,11 @@ impl Report {
         let walk = |subject: Subject| {
             let line = self.lines.iter().find(|line| line.name.starts_with("walk"));
             let found = line.and_then(|line| line.results.iter().find(|result| result.subject == subject));
-            found.map_or(f64::NAN, |result| result.peak as f64 / 1024.0)
+            found.map(|result| format!("{:.0} after the walk, ", result.peak as f64 / 1024.0)).unwrap_or_default()
         };
         for subject in [Subject::FuseOverlayfs, Subject::Ours] {
             let (walk, most) = (walk(subject), peak(subject));
-            let _ = writeln!(text, "\nMemory of {}, MiB: {walk:.0} after the walk, {most:.0} at most.", subject.name());
+            let _ = writeln!(text, "\nMemory of {}, MiB: {walk}{most:.0} at most.", subject.name());
         }
         text
     }

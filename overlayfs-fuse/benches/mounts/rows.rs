@@ -199,7 +199,7 @@ pub fn make_lower(lower: &Path, size: Size) -> Result<()> {
     }
     files(&lower.join("appended"), size.appended, 3000)?;
     files(&lower.join("moved/dir"), 1000, 2000)?;
-    files(&lower.join("listed"), size.listed, 0)?;
+    files(&lower.join("listed/dir"), size.listed, 0)?;
     fs::create_dir_all(lower.join("none"))?;
     fs::create_dir_all(lower.join("big"))?;
     let mut big = File::create(lower.join("big/file"))?;
@@ -318,7 +318,9 @@ fn create_renamed(view: &Path, size: Size) -> Result<()> {
 }
 
 fn fill_listed(view: &Path, size: Size) -> Result<()> {
-    (0..size.listed).try_for_each(|index| File::create(view.join(format!("upper-{index}"))).map(drop))
+    let dir = view.join("dir");
+    fs::create_dir_all(&dir)?;
+    (0..size.listed).try_for_each(|index| File::create(dir.join(format!("upper-{index}"))).map(drop))
 }
 
 fn unlink(view: &Path, size: Size) -> Result<()> {
@@ -345,8 +347,9 @@ fn rename_dir(view: &Path, _: Size) -> Result<()> {
     }
 }
 
+/// Lists a directory below the root, which fuse-overlayfs reads at mount.
 fn list(view: &Path, _: Size) -> Result<()> {
-    fs::read_dir(view)?.try_for_each(|entry| entry.map(drop))
+    fs::read_dir(view.join("dir"))?.try_for_each(|entry| entry.map(drop))
 }
 
 fn clone(view: &Path, _: Size) -> Result<()> {

@@ -62,7 +62,7 @@ impl Setup {
         let failed = |error| failure(subject, row, error);
         // The bare filesystem and the floor have no layers, so all data are in one directory.
         let upper = if subject == Subject::Bare { "view" } else { "upper" };
-        if matches!(subject, Subject::Bare | Subject::Floor) {
+        if subject == Subject::Bare || subject.is_floor() {
             for lower in &lowers {
                 call(Command::new("cp").arg("-a").arg(lower.join(".")).arg(work.join(upper)))?;
             }

@@ -69,12 +69,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let Arguments { quick, huge, only } = arguments;
     let is_wanted = |name: &str| only.is_empty() || only.iter().any(|word| name.contains(word.as_str()));
     let offer = Offer::new();
-    let is_there = |subject: &Subject| match subject {
-        Subject::OverRing => offer.is_some(),
-        // It has no layers.
-        Subject::Floor => false,
-        _ => true,
-    };
+    let is_there = |subject: &Subject| !subject.is_floor() && (!subject.is_over_ring() || offer.is_some());
     let subjects: Vec<_> = Subject::ALL.into_iter().filter(is_there).collect();
     let place = Place::new(if *huge { 32_000_000 } else { 6_000_000 })?;
     for curve in curves::all(*quick, *huge).iter().filter(|curve| is_wanted(curve.name)) {

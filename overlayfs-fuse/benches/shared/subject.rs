@@ -24,10 +24,12 @@ pub enum Subject {
     OverRing,
     /// A mount of an ordinary directory with the transport of ours, and nothing else.
     Floor,
+    /// The floor, with requests over io_uring.
+    FloorOverRing,
 }
 
 impl Subject {
-    pub const ALL: [Subject; 7] = [
+    pub const ALL: [Subject; 8] = [
         Subject::Bare,
         Subject::Kernel,
         Subject::KernelWithAll,
@@ -35,6 +37,7 @@ impl Subject {
         Subject::Ours,
         Subject::OverRing,
         Subject::Floor,
+        Subject::FloorOverRing,
     ];
 
     pub fn name(self) -> &'static str {
@@ -46,7 +49,18 @@ impl Subject {
             Subject::Ours => "ours",
             Subject::OverRing => "ours over io_uring",
             Subject::Floor => "floor",
+            Subject::FloorOverRing => "floor over io_uring",
         }
+    }
+
+    /// Whether it is a mount without layers.
+    pub fn is_floor(self) -> bool {
+        matches!(self, Subject::Floor | Subject::FloorOverRing)
+    }
+
+    /// Whether its requests come over io_uring.
+    pub fn is_over_ring(self) -> bool {
+        matches!(self, Subject::OverRing | Subject::FloorOverRing)
     }
 }
 
@@ -96,9 +110,13 @@ impl View {
                 mount_of_kernel(&format!("{options},redirect_dir=on,metacopy=on,index=on"), &path)?
             }
             Subject::FuseOverlayfs => Some(start("fuse-overlayfs", &options, &path)?),
-            Subject::OverRing => Some(start_ours(&options, "on", &path)?),
-            Subject::Floor => Some(start_floor(&work.join("upper"), &path)?),
-            _ => Some(start_ours(&options, "off", &path)?),
+            _ => {
+                let io_uring = if subject.is_over_ring() { "on" } else { "off" };
+                Some(match subject.is_floor() {
+                    true => start_floor(&work.join("upper"), io_uring, &path)?,
+                    false => start_ours(&options, io_uring, &path)?,
+                })
+            }
         };
         let view = Self { path, mounted: true, daemon };
         let start = Instant::now();
@@ -146,10 +164,11 @@ fn start_ours(options: &str, io_uring: &str, point: &Path) -> Result<Child, Stri
 }
 
 /// Starts this program as the floor.
-fn start_floor(top: &Path, point: &Path) -> Result<Child, String> {
+fn start_floor(top: &Path, io_uring: &str, point: &Path) -> Result<Child, String> {
     let failed = |error| format!("The floor cannot be started: {error}.");
     let program = std::env::current_exe().map_err(failed)?;
-    Command::new(program).arg("--floor").args([top, point]).stdin(Stdio::null()).spawn().map_err(failed)
+    let mut command = Command::new(program);
+    command.args(["--floor", io_uring]).args([top, point]).stdin(Stdio::null()).spawn().map_err(failed)
 }
 
 fn start(program: &str, options: &str, point: &Path) -> Result<Child, String> {
