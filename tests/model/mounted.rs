@@ -26,7 +26,8 @@ pub enum Fate {
     Snapshots,
     /// Kills, after which the mount comes back, and some snapshots.
     Kills,
-    /// Restarts. While no program does anything there are snapshots and rollbacks.
+    /// Restarts, but none over io_uring. While no program does anything there are snapshots and
+    /// rollbacks.
     Rollbacks,
 }
 
@@ -57,7 +58,8 @@ impl Mounted {
         if written == Written::Kernel {
             options += &format!(",workdir={},format=kernel", work.display());
         }
-        let is_ring = fate == Fate::Snapshots && fs::read_to_string(RING).is_ok_and(|offer| offer.trim() == "Y");
+        // Over io_uring no other process can take the mount over.
+        let is_ring = fate != Fate::Kills && fs::read_to_string(RING).is_ok_and(|offer| offer.trim() == "Y");
         options += if is_ring { ",io_uring=on" } else { ",io_uring=off" };
         options += if fate == Fate::Kills { ",comeback" } else { "" };
         let mut command = Command::new(program());
@@ -83,6 +85,7 @@ impl Mounted {
         match (self.fate, *count % 4) {
             (Fate::Snapshots, 0 | 2) if !self.is_ring => self.restart(),
             (Fate::Snapshots, _) => drop(self.snapshot()),
+            (Fate::Rollbacks, _) if self.is_ring => {}
             (Fate::Rollbacks, _) => self.restart(),
             (Fate::Kills, 0) => {
                 // A mount does not come back from a snapshot, but from a restart after it.
