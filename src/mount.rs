@@ -7,9 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::format;
+use crate::layer::{Layer, OsLayer};
 #[cfg(target_os = "linux")]
-use crate::layer::linux::OpenRoot;
-use crate::layer::{Layer, OsLayer, Result as LayerResult};
+use crate::layer::{Result as LayerResult, linux::OpenRoot};
 use crate::options::Options;
 use crate::overlay::on_disk::{Need, Record};
 use crate::overlay::{Holder, Layers, Overlay, Refused, Settings, VOLATILE_MARK};
