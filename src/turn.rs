@@ -30,6 +30,17 @@ struct Held {
     is_offered: bool,
 }
 
+/// Whether a thread has taken the turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// No: the turn has ended.
+    Ended,
+    /// Yes.
+    Yes,
+    /// Yes, from another thread or as the first one, and no other thread waits for it.
+    Alone,
+}
+
 /// The turn of a group of threads. A clone is the same turn.
 #[derive(Clone, Default)]
 pub struct Turn(Arc<RwLock<State>>);
@@ -51,24 +62,23 @@ struct State {
 }
 
 impl Turn {
-    /// Waits until this thread has the turn, unless it still has it. Returns false at the end.
-    pub fn take(&self) -> bool {
+    /// Waits until this thread has the turn, unless it still has it.
+    pub fn take(&self) -> Taken {
         let this = thread::current();
-        loop {
+        let taken = loop {
             let mut state = self.state();
             if state.has_ended {
-                return false;
+                return Taken::Ended;
             }
             if state.holder.is_none_or(|holder| holder == this.id()) {
-                state.give_to(this.id());
-                break;
+                break state.give_to(this.id());
             }
             if state.is_offered && state.watcher.is_none() {
                 state.watcher = Some(this.id());
             }
             if state.watcher == Some(this.id()) {
-                if self.watch(state) {
-                    break;
+                if let Some(taken) = self.watch(state) {
+                    break taken;
                 }
                 continue;
             }
@@ -77,29 +87,28 @@ impl Turn {
             }
             drop(state);
             thread::park();
-        }
+        };
         HELD.with_borrow_mut(|held| match held {
             Some(held) => held.is_offered = false,
             None => *held = Some(Held { turn: self.clone(), is_offered: false }),
         });
-        true
+        taken
     }
 
-    /// Waits for a tick. Takes the turn, and returns true, if the same offer stands throughout.
-    fn watch(&self, state: RwLockWriteGuard<'_, State>) -> bool {
+    /// Waits for a tick. Takes the turn if the same offer stands throughout.
+    fn watch(&self, state: RwLockWriteGuard<'_, State>) -> Option<Taken> {
         let offers = state.offers;
         drop(state);
         thread::sleep(TICK);
         let mut state = self.state();
         if state.offers != offers {
-            return false;
+            return None;
         }
         if state.is_offered {
-            state.give_to(thread::current().id());
-            return true;
+            return Some(state.give_to(thread::current().id()));
         }
         state.watcher = None;
-        false
+        None
     }
 
     /// Lets another thread take the turn if this one stays away for long.
@@ -146,13 +155,18 @@ impl Turn {
 }
 
 impl State {
-    fn give_to(&mut self, thread: ThreadId) {
-        if self.holder != Some(thread) {
-            self.holder = Some(thread);
-            self.waiting.retain(|waiting| waiting.id() != thread);
-            self.watcher.take_if(|watcher| *watcher == thread);
-        }
+    fn give_to(&mut self, thread: ThreadId) -> Taken {
         self.is_offered = false;
+        if self.holder == Some(thread) {
+            return Taken::Yes;
+        }
+        self.holder = Some(thread);
+        self.waiting.retain(|waiting| waiting.id() != thread);
+        self.watcher.take_if(|watcher| *watcher == thread);
+        match self.waiting.is_empty() && self.watcher.is_none() {
+            true => Taken::Alone,
+            false => Taken::Yes,
+        }
     }
 }
 
@@ -185,7 +199,7 @@ mod tests {
     #[test]
     fn a_thread_keeps_the_turn_until_it_passes_it_on() {
         let turn = Turn::default();
-        assert!(turn.take() && turn.take());
+        assert_eq!((turn.take(), turn.take()), (Taken::Alone, Taken::Yes));
         let (says, told) = mpsc::channel();
         let (go, wait) = mpsc::channel::<()>();
         let theirs = turn.clone();
@@ -197,26 +211,26 @@ mod tests {
             wait.recv().unwrap();
             theirs.take()
         });
-        assert!(turn.take());
+        assert_eq!(turn.take(), Taken::Yes);
         assert_eq!(told.try_recv(), Err(mpsc::TryRecvError::Empty));
         pass();
-        assert_eq!(told.recv(), Ok(true));
+        assert_eq!(told.recv(), Ok(Taken::Alone), "the first thread does not wait any more");
         go.send(()).unwrap();
-        assert!(turn.take(), "it was passed back");
+        assert_eq!(turn.take(), Taken::Alone, "it was passed back");
         turn.end();
         go.send(()).unwrap();
-        assert!(!other.join().unwrap() && !turn.take());
+        assert_eq!((other.join().unwrap(), turn.take()), (Taken::Ended, Taken::Ended));
         pass();
     }
 
     #[test]
     fn an_offered_turn_is_taken_from_a_thread_that_stays_away() {
         let turn = Turn::default();
-        assert!(turn.take());
+        assert_eq!(turn.take(), Taken::Alone);
         let (says, told) = mpsc::channel();
         let theirs = turn.clone();
         let other = thread::spawn(move || {
-            while theirs.take() {
+            while theirs.take() != Taken::Ended {
                 says.send(()).unwrap();
                 offer();
                 pass();
@@ -227,7 +241,7 @@ mod tests {
         // The turn is the other thread's: neither of these changes that.
         offer();
         pass();
-        assert!(turn.take());
+        assert_ne!(turn.take(), Taken::Ended);
         turn.end();
         pass();
         other.join().unwrap();
@@ -251,7 +265,7 @@ mod tests {
         thread::scope(|scope| {
             let others: Vec<_> = (0..3).map(|_| scope.spawn(|| turn.take())).collect();
             turn.end();
-            assert!(others.into_iter().all(|other| !other.join().unwrap()));
+            assert!(others.into_iter().all(|other| other.join().unwrap() == Taken::Ended));
         });
         pass();
     }

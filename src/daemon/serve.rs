@@ -6,6 +6,9 @@
 //! ([`crate::turn`]). So a slow request delays no other for long, and a quick one costs no switch
 //! to another thread.
 //!
+//! There are two threads at first. A thread that takes the turn over, and leaves none that waits,
+//! starts another one. Every switch of the kernel looks at all threads, so each one costs time.
+//!
 //! Some entries of the kernel are no requests: a descriptor was closed, a caller has given up. The
 //! thread that reads one handles it before it reads the next entry, so no later request can
 //! overtake it. Only work on mapped files may take long, and a thread does it as it does a request.
@@ -16,9 +19,10 @@
 //! The turn is no lock: a thread passes it on before it waits for one.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::{mem, thread};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use libredox::Fd;
 use libredox::flag::O_NONBLOCK;
@@ -33,9 +37,9 @@ use crate::layer::Layer;
 use crate::overlay::Cancel;
 use crate::scheme::{OverlayScheme, answer, is_connect};
 use crate::sync::Lock;
-use crate::turn::{self, Turn};
+use crate::turn::{self, Taken, Turn};
 
-/// How many requests run at once.
+/// How many requests run at once, at most.
 const THREADS: usize = 4;
 
 /// Ends the service of a scheme from another thread.
@@ -75,6 +79,8 @@ struct Queue<'s, L: Layer> {
     asking: Asking<L>,
     /// The turn to read.
     turn: Turn,
+    /// How many threads there are.
+    threads: AtomicUsize,
     /// The calls in progress.
     in_hand: Lock<BTreeMap<Id, Cancel>>,
 }
@@ -98,22 +104,22 @@ pub fn serve<L: Layer, E: From<syscall::Error>>(
     begin: impl FnOnce() -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let asking = Asking::new(socket, scheme);
-    let queue = Queue { socket, stop, asking, turn: Turn::default(), in_hand: Lock::new(BTreeMap::new()) };
+    let queue = Queue {
+        socket,
+        stop,
+        asking,
+        turn: Turn::default(),
+        threads: AtomicUsize::new(1),
+        in_hand: Lock::new(BTreeMap::new()),
+    };
     thread::scope(|scope| {
-        let queue = &queue;
+        let mut worker = Worker { queue: &queue, scope, scheme: scheme.clone(), started: Vec::new() };
         queue.turn.take();
         let begun = Begun(&queue.turn);
-        let others: Vec<_> = (1..THREADS)
-            .map(|_| {
-                let mut scheme = scheme.clone();
-                scope.spawn(move || queue.work(&mut scheme))
-            })
-            .collect();
+        worker.start();
         begin()?;
         mem::forget(begun);
-        let served = queue.work(&mut scheme.clone());
-        let all = others.into_iter().map(|other| other.join().unwrap_or(Ok(()))).chain([served]);
-        let ended = all.collect::<Vec<_>>().into_iter().collect::<Result<()>>();
+        let ended = worker.work();
         queue.asking.end();
         scheme.write_back();
         ended.map_err(E::from)
@@ -130,15 +136,58 @@ impl Drop for Begun<'_> {
     }
 }
 
-impl<L: Layer> Queue<'_, L> {
-    /// Runs a thread.
-    fn work(&self, scheme: &mut OverlayScheme<L>) -> Result<()> {
-        while let Some(work) = self.take(scheme)? {
-            self.finish(work, scheme);
+/// A thread.
+struct Worker<'scope, 'env, L: Layer> {
+    queue: &'env Queue<'env, L>,
+    scope: &'scope Scope<'scope, 'env>,
+    scheme: OverlayScheme<L>,
+    /// The threads that this one has started.
+    started: Vec<ScopedJoinHandle<'scope, Result<()>>>,
+}
+
+impl<L: Layer> Worker<'_, '_, L> {
+    /// Takes requests and answers them until the end. Waits for the threads that it has started.
+    fn work(mut self) -> Result<()> {
+        let mut ended = self.serve();
+        for other in self.started {
+            ended = ended.and(other.join().unwrap_or(Ok(())));
         }
-        Ok(())
+        ended
     }
 
+    fn serve(&mut self) -> Result<()> {
+        let queue = self.queue;
+        loop {
+            match queue.turn.take() {
+                Taken::Ended => return Ok(()),
+                Taken::Alone => self.start(),
+                Taken::Yes => {}
+            }
+            if let Some(work) = queue.take(&mut self.scheme).inspect_err(|_| queue.turn.end())? {
+                queue.finish(work, &mut self.scheme);
+            }
+        }
+    }
+
+    /// Starts a thread that waits for the turn, if there may be one more.
+    fn start(&mut self) {
+        let (queue, scope) = (self.queue, self.scope);
+        let more = |threads| (threads < THREADS).then_some(threads + 1);
+        if queue.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_err() {
+            return;
+        }
+        let other = Worker { queue, scope, scheme: self.scheme.clone(), started: Vec::new() };
+        match thread::Builder::new().spawn_scoped(scope, || other.work()) {
+            Ok(thread) => self.started.push(thread),
+            Err(error) => {
+                queue.threads.fetch_sub(1, Ordering::Relaxed);
+                warn!("no thread can be started, so slow requests delay others: {error}");
+            }
+        }
+    }
+}
+
+impl<L: Layer> Queue<'_, L> {
     /// Does the work, and answers.
     fn finish(&self, work: Work, scheme: &mut OverlayScheme<L>) {
         let response = match work {
@@ -172,43 +221,37 @@ impl<L: Layer> Queue<'_, L> {
         }
     }
 
-    /// Returns the next work. None at the end.
+    /// Reads a request, in the turn. Returns its work, or none if there is nothing left to do.
     fn take(&self, scheme: &mut OverlayScheme<L>) -> Result<Option<Work>> {
-        while self.turn.take() {
-            let Some(request) = self.read().inspect_err(|_| self.turn.end())? else {
-                self.turn.end();
-                continue;
-            };
-            match request.kind() {
-                RequestKind::Call(call) if is_connect(&call) => self.asking.start(Request::Connect(call)),
-                RequestKind::SendFd(request) => self.asking.start(Request::Bind(request)),
-                RequestKind::Call(call) => {
-                    let cancel = Cancel::default();
-                    self.in_hand.lock().insert(call.request_id(), cancel.clone());
-                    return Ok(Some(Work::Call(call, cancel)));
-                }
-                RequestKind::RecvFd(request) => {
-                    let response = Response::open_dup_like(scheme.on_recvfd(&request), request);
-                    if let Err(error) = self.socket.write_response(response, SignalBehavior::Restart) {
-                        warn!("the kernel did not take a response: {error}");
-                    }
-                }
-                RequestKind::Cancellation(request) => match self.in_hand.lock().get(&request.id) {
-                    Some(cancel) => cancel.cancel(),
-                    None => self.asking.cancel(request.id),
-                },
-                RequestKind::OnClose { id } => {
-                    if scheme.has_mapped(id) {
-                        return Ok(Some(Work::Close(id)));
-                    }
-                    scheme.on_close(id);
-                }
-                RequestKind::OnDetach { id, pid } => scheme.detach(id, pid),
-                // The entry does not name the file.
-                RequestKind::MsyncMsg => return Ok(Some(Work::WriteBack)),
-                // These need no work.
-                RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
+        let Some(request) = self.read()? else {
+            self.turn.end();
+            return Ok(None);
+        };
+        match request.kind() {
+            RequestKind::Call(call) if is_connect(&call) => self.asking.start(Request::Connect(call)),
+            RequestKind::SendFd(request) => self.asking.start(Request::Bind(request)),
+            RequestKind::Call(call) => {
+                let cancel = Cancel::default();
+                self.in_hand.lock().insert(call.request_id(), cancel.clone());
+                return Ok(Some(Work::Call(call, cancel)));
             }
+            RequestKind::RecvFd(request) => {
+                let response = Response::open_dup_like(scheme.on_recvfd(&request), request);
+                if let Err(error) = self.socket.write_response(response, SignalBehavior::Restart) {
+                    warn!("the kernel did not take a response: {error}");
+                }
+            }
+            RequestKind::Cancellation(request) => match self.in_hand.lock().get(&request.id) {
+                Some(cancel) => cancel.cancel(),
+                None => self.asking.cancel(request.id),
+            },
+            RequestKind::OnClose { id } if scheme.has_mapped(id) => return Ok(Some(Work::Close(id))),
+            RequestKind::OnClose { id } => scheme.on_close(id),
+            RequestKind::OnDetach { id, pid } => scheme.detach(id, pid),
+            // The entry does not name the file.
+            RequestKind::MsyncMsg => return Ok(Some(Work::WriteBack)),
+            // These need no work.
+            RequestKind::MunmapMsg | RequestKind::MmapMsg => {}
         }
         Ok(None)
     }

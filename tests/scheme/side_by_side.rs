@@ -102,6 +102,35 @@ fn a_copy_up_for_a_new_name_delays_no_other_request() {
     assert_eq!(setup.layers.upper_content("linked").len() as u64, LARGE);
 }
 
+#[test]
+fn three_slow_reads_delay_no_other_request() {
+    let names = ["a", "b", "c"];
+    let layers = Layers::new(|lower| names.iter().for_each(|name| lower.file(name, 0o644)));
+    let (overlay, counts) = layers.counted();
+    let (arrive, arrived) = mpsc::channel();
+    let (gate, opened) = mpsc::channel::<()>();
+    let opened = std::sync::Mutex::new(opened);
+    counts.interpose(move |method| {
+        if method == Method::ReadAt {
+            arrive.send(()).unwrap();
+            // An error says that the gate is open for all.
+            let _ = opened.lock().unwrap().recv();
+        }
+        Ok(())
+    });
+    let setup = Setup::serve(overlay, layers);
+    let reading = names.map(|name| {
+        let file = setup.open(&root(), name, syscall::O_RDONLY).unwrap();
+        let reading = thread::spawn(move || file.read_at(&mut [0; 8], 0));
+        arrived.recv().unwrap();
+        reading
+    });
+    assert_eq!(root().stat(setup.path("a")).unwrap().st_size, 1);
+    assert!(reading.iter().all(|reading| !reading.is_finished()));
+    drop(gate);
+    assert_eq!(reading.map(|reading| reading.join().unwrap()), [Ok(1); 3]);
+}
+
 /// A request without an answer after this time counts as waiting.
 const PATIENCE: Duration = Duration::from_millis(400);
 
