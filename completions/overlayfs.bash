@@ -31,7 +31,7 @@ _overlayfs() {
         esac
         if [[ $part == -* ]]; then
             compopt +o nospace
-            offer=(-W '--lower --upper --work --snapshots --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --on-exit --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o --scheme --keep --discard --commit --json --metrics --watch --name')
+            offer=(-W '--lower --upper --work --snapshots --read-only --volatile --reuse-volatile --whole-copies --trust-layers --no-redirects --on-exit --replace --detach --hand-to-init --unprotected-hardlinks -v --verbose -h --help -V --version -o --scheme --net --no-net --keep --discard --commit --ask --json --metrics --watch --name')
         fi
     fi
     COMPREPLY=()

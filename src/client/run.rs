@@ -24,8 +24,9 @@ use redox_scheme::Socket;
 
 use super::namespace::Namespace;
 use crate::daemon::{Init, Kept, Lent, Stop, Watcher, keep, remove_name, start_log, wait_for};
+use crate::layer_tools::choice::{Choice, ask};
 use crate::layer_tools::ending::Planned;
-use crate::layer_tools::summary::{Summary, diff_command, quoted};
+use crate::layer_tools::summary::{Summary, diff_command, list, quoted};
 use crate::mount::resolved;
 use crate::options::{Arguments, Ending, Error, Options, unknown};
 use crate::process::{Side, fork};
@@ -34,6 +35,9 @@ use crate::usage::overlayfs::RUN;
 /// The schemes of the system that every program reaches. None of them has files of the system, or
 /// the network, or other processes.
 const SCHEMES: [&str; 8] = ["event", "null", "pipe", "pty", "rand", "shm", "time", "zero"];
+
+/// The schemes of the network.
+const NET: [&str; 3] = ["icmp", "tcp", "udp"];
 
 /// The program to which a handler passes a signal.
 static PROGRAM: AtomicI32 = AtomicI32::new(0);
@@ -47,8 +51,10 @@ pub struct Run {
     pub upper: Option<PathBuf>,
     /// More schemes that the program reaches.
     pub schemes: Vec<String>,
-    /// What happens to the changes. None: they stay.
-    pub ending: Option<Ending>,
+    /// Whether the program reaches the network.
+    pub net: bool,
+    /// What happens to the changes. None: as [`Choice::Ask`].
+    pub choice: Option<Choice>,
     /// The program and its arguments.
     pub command: Vec<OsString>,
 }
@@ -79,9 +85,12 @@ impl Run {
                 Long("lower") => run.lowers.push(parser.value()?.into()),
                 Long("upper") => run.upper = Some(parser.value()?.into()),
                 Long("scheme") => run.schemes.push(parser.value()?.to_string_lossy().into_owned()),
-                Long("keep") => run.set_ending(Ending::Preserve)?,
-                Long("discard") => run.set_ending(Ending::Discard)?,
-                Long("commit") => run.set_ending(Ending::Commit)?,
+                Long("net") => run.net = true,
+                Long("no-net") => run.net = false,
+                Long("keep") => run.set_choice(Choice::Keep)?,
+                Long("discard") => run.set_choice(Choice::Discard)?,
+                Long("commit") => run.set_choice(Choice::Commit)?,
+                Long("ask") => run.set_choice(Choice::Ask)?,
                 Value(program) => {
                     run.command = std::iter::once(program).chain(parser.raw_args()?).collect();
                     return Ok(Asked::Run(run));
@@ -93,10 +102,10 @@ impl Run {
         Err(Error::new("The program to run is missing."))
     }
 
-    fn set_ending(&mut self, ending: Ending) -> Result<(), Error> {
-        match self.ending.replace(ending) {
+    fn set_choice(&mut self, choice: Choice) -> Result<(), Error> {
+        match self.choice.replace(choice) {
             None => Ok(()),
-            Some(_) => Err(Error::new("One of --keep, --discard and --commit can be given, and once.")),
+            Some(_) => Err(Error::new("One of --keep, --discard, --commit and --ask can be given, and once.")),
         }
     }
 }
@@ -167,7 +176,7 @@ pub unsafe fn run(run: &Run) -> Result<ExitCode, String> {
     let upper = Upper::make(run.upper.as_deref())?;
     let lowers = if run.lowers.is_empty() { vec![PathBuf::from("/")] } else { run.lowers.clone() };
     let layers = resolved(&Options { lowers, upper: Some(upper.path.clone()), ..Options::default() });
-    let ending = Ends::plan(run.ending.unwrap_or_default(), &layers).inspect_err(|_| {
+    let ending = Ends::plan(run.choice.unwrap_or(Choice::Ask), &layers).inspect_err(|_| {
         let _ = upper.remove();
     })?;
     let name = format!("run{}", std::process::id());
@@ -183,7 +192,7 @@ pub unsafe fn run(run: &Run) -> Result<ExitCode, String> {
         Ok(status) => status,
         Err(sentence) => return Err(stay(&upper, &layers, &sentence)),
     };
-    end(&upper, &layers, &ending)?;
+    end(&upper, &layers, ending)?;
     Ok(code_of(status))
 }
 
@@ -192,17 +201,34 @@ enum Ends {
     Keep,
     Discard,
     Commit(Planned),
+    Ask,
 }
 
 impl Ends {
     /// Checks that the layers can have this ending.
-    fn plan(ending: Ending, layers: &Options) -> Result<Self, String> {
-        match ending {
-            Ending::Preserve => Ok(Ends::Keep),
-            Ending::Discard => Ok(Ends::Discard),
-            Ending::Commit | Ending::CommitAtomic => Planned::new(&Options { on_exit: ending, ..layers.clone() })
+    fn plan(choice: Choice, layers: &Options) -> Result<Self, String> {
+        match choice {
+            Choice::Keep => Ok(Ends::Keep),
+            Choice::Discard => Ok(Ends::Discard),
+            Choice::Commit => Planned::new(&Options { on_exit: Ending::Commit, ..layers.clone() })
                 .map(Ends::Commit)
                 .map_err(|error| format!("The changes cannot be committed: {error}.")),
+            Choice::Ask => Ok(Ends::Ask),
+        }
+    }
+
+    /// Asks the user, until the layers can have the ending.
+    fn ask(layers: &Options) -> Self {
+        let list_all = || {
+            if let Err(error) = list(layers, Path::new("/"), true) {
+                eprintln!("The changes cannot be read: {error}.");
+            }
+        };
+        loop {
+            match Self::plan(ask(list_all), layers) {
+                Ok(ending) => return ending,
+                Err(sentence) => eprintln!("{sentence}"),
+            }
         }
     }
 }
@@ -330,7 +356,8 @@ impl Server {
 /// Runs the program, and waits for its end.
 fn start(run: &Run, name: &str) -> Result<ExitStatus, String> {
     let (program, arguments) = run.command.split_first().ok_or("The program to run is missing.")?;
-    let more = run.schemes.iter().map(String::as_str);
+    let net = NET.into_iter().filter(|_| run.net);
+    let more = net.chain(run.schemes.iter().map(String::as_str));
     let namespace = Namespace::of(name, &SCHEMES.into_iter().chain(more).collect::<Vec<_>>())
         .map_err(|error| format!("No namespace can be made for the program: {error}."))?;
     let place = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -367,7 +394,7 @@ extern "C" fn pass_on(signal: libc::c_int) {
 }
 
 /// Shows the changes, and does with them what was chosen.
-fn end(upper: &Upper, layers: &Options, ending: &Ends) -> Result<(), String> {
+fn end(upper: &Upper, layers: &Options, ending: Ends) -> Result<(), String> {
     let mut summary = Summary::default();
     if let Err(error) = summary.add(layers, Path::new("/"), true) {
         return Err(format!("The changes stay in {}, since they cannot be read: {error}.", quoted(&upper.path)));
@@ -377,8 +404,8 @@ fn end(upper: &Upper, layers: &Options, ending: &Ends) -> Result<(), String> {
         return upper.remove();
     }
     eprint!("{}", summary.text(&[diff_command(layers)]));
-    match ending {
-        Ends::Keep => {
+    match if let Ends::Ask = ending { Ends::ask(layers) } else { ending } {
+        Ends::Keep | Ends::Ask => {
             eprintln!("The changes are kept in {}. These commands go on:", quoted(&upper.path));
             eprintln!("  {}", diff_command(layers));
             let lowers = layers.lowers.iter().map(|lower| format!(" --lower {}", quoted(lower)));
@@ -407,17 +434,23 @@ mod tests {
 
     #[test]
     fn options_end_at_the_program() {
-        let words = ["--lower", "/a", "--lower=/b", "--upper", "/u", "--scheme=tcp", "--commit", "cp", "--keep", "x"];
+        let words =
+            ["--lower", "/a", "--lower=/b", "--upper", "/u", "--scheme=tcp", "--net", "--commit", "cp", "--keep", "x"];
         let run = Run {
             lowers: vec!["/a".into(), "/b".into()],
             upper: Some("/u".into()),
             schemes: vec!["tcp".to_owned()],
-            ending: Some(Ending::Commit),
+            net: true,
+            choice: Some(Choice::Commit),
             command: ["cp", "--keep", "x"].map(OsString::from).to_vec(),
         };
         assert_eq!(parse(&words), Ok(Asked::Run(run)));
         let run = Run { command: vec!["-x".into()], ..Run::default() };
         assert_eq!(parse(&["--", "-x"]), Ok(Asked::Run(run)));
+        assert_eq!(
+            parse(&["--net", "--no-net", "x"]),
+            Ok(Asked::Run(Run { command: vec!["x".into()], ..Run::default() }))
+        );
         assert_eq!(parse(&["--keep", "-h"]), Ok(Asked::Help));
     }
 
@@ -425,7 +458,7 @@ mod tests {
     fn refusals_are_sentences() {
         for (words, sentence) in [
             (&["--keep"][..], "The program to run is missing."),
-            (&["--keep", "--commit", "x"], "One of --keep, --discard and --commit can be given, and once."),
+            (&["--keep", "--commit", "x"], "One of --keep, --discard, --commit and --ask can be given, and once."),
             (&["--uper", "/u", "x"], "There is no option --uper. Did you mean --upper?"),
             (&["-k", "x"], "There is no option -k."),
         ] {

@@ -23,6 +23,7 @@
 //! | `ending` | what a mount does with the changes at its end |
 //! | `listing`, `content`, `sums` | the listing of `diff`; the lines that differ; its sums |
 //! | `summary` | what a program changed, for its user |
+//! | `choice` | what happens to these changes, and the question for it |
 //! | `export` | the subcommand `export`: the changes become a layer of an image |
 //! | `import` | the subcommand `import`: archives and images become lower directories |
 //! | `archive`, `oci` | tar archives of layers; OCI image layouts |
@@ -38,6 +39,7 @@ pub mod archive;
 pub mod around;
 pub mod changes;
 pub mod check;
+pub mod choice;
 pub mod commit;
 mod compare;
 mod content;

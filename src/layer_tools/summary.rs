@@ -73,6 +73,21 @@ impl Summary {
     }
 }
 
+/// Prints all changes in the upper layer of `layers` to standard error, as [`Summary::add`] shows
+/// some.
+///
+/// # Errors
+///
+/// Those of reading the layers.
+pub fn list(layers: &Options, place: &Path, all_ids: bool) -> Result<(), Error> {
+    Views::open(layers, None)?.changes(Renames::Found, &Lenient(&()), &mut |mut change| {
+        if meant(&mut change, all_ids) {
+            eprintln!("  {}", line_of(&change, place));
+        }
+        Ok(())
+    })
+}
+
 /// Returns a path as one word of a shell.
 pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();

@@ -179,17 +179,27 @@ pub const RUN: Group = Group {
         },
         Explained {
             form: "--scheme NAME",
-            brief: "Let the program reach this scheme of the system too, such as `tcp`. The option may come more than \
+            brief: "Let the program reach this scheme of the system too, such as `ram`. The option may come more than \
                     once.",
-            more: "Without it the program has no network and no disk. A program of root with `memory`, `sys` or `proc` \
-                   can change the whole system.",
+            more: "Without it the program reaches no disk and no other process. A program of root with `memory`, `sys` \
+                   or `proc` can change the whole system.",
         },
-        option("--keep", "Keep the changes, and say where they are. This is the default."),
+        option(
+            "--net, --no-net",
+            "With `--net` the program reaches the network: `icmp`, `tcp` and `udp`. `--no-net` is the default.",
+        ),
+        option("--keep", "Keep the changes, and say where they are."),
         option("--discard", "Throw the changes away."),
         Explained {
             form: "--commit",
             brief: "Make the changes in the topmost lower directory.",
             more: "The commit needs a directory around the lower one, so `/` cannot have it.",
+        },
+        Explained {
+            form: "--ask",
+            brief: "Ask at the terminal what to do with the changes. This is the default. Without a terminal they are \
+                    kept.",
+            more: "",
         },
     ],
 };

@@ -1,13 +1,11 @@
 //! The end of a run: a summary of the changes, and what happens to them.
 
-use std::io::{self, BufRead, IsTerminal};
-
-use overlayfs::layer_tools::summary::{Summary, diff_command, meant, quoted};
-use overlayfs::layer_tools::{self, Lenient, Renames, Views, line_of};
+use overlayfs::layer_tools;
+use overlayfs::layer_tools::choice::{Choice, ask};
+use overlayfs::layer_tools::summary::{Summary, diff_command, list, quoted};
 use overlayfs::options::Options;
 
 use super::commit::{Left, commit};
-use super::options::Choice;
 use super::store::{Part, Store};
 use super::unfinished;
 
@@ -67,7 +65,7 @@ pub fn end(store: &Store, choice: Choice, all_ids: bool) -> Result<(), String> {
         return store.remove();
     }
     eprint!("{}", summary.text(&parts.iter().map(diff).collect::<Vec<_>>()));
-    match if choice == Choice::Ask { ask(&parts, all_ids) } else { choice } {
+    match if choice == Choice::Ask { ask(|| list_all(&parts, all_ids)) } else { choice } {
         Choice::Discard => discard(store),
         Choice::Commit => commit_all(store, &parts, all_ids),
         Choice::Keep | Choice::Ask => {
@@ -95,42 +93,13 @@ fn keep(store: &Store, parts: &[Part]) {
     eprintln!("  overlayfs-fuse run --upper {dir} --discard");
 }
 
-/// Asks at the terminal. Without one the changes are kept.
-fn ask(parts: &[Part], all_ids: bool) -> Choice {
-    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Choice::Keep;
-    }
-    let mut lines = io::stdin().lock().lines();
-    loop {
-        eprint!("Keep the changes apart (k), commit them to the system (c), discard them (d), or list all (l)? ");
-        let Some(Ok(answer)) = lines.next() else {
-            eprintln!();
-            return Choice::Keep;
-        };
-        match answer.trim() {
-            "k" | "keep" => return Choice::Keep,
-            "c" | "commit" => return Choice::Commit,
-            "d" | "discard" => return Choice::Discard,
-            "l" | "list" => {
-                for part in parts {
-                    if let Err(error) = list(part, all_ids) {
-                        eprintln!("The changes of {} cannot be read: {error}.", part.lower.display());
-                    }
-                }
-            }
-            _ => {}
+/// Lists all changes.
+fn list_all(parts: &[Part], all_ids: bool) {
+    for part in parts {
+        if let Err(error) = list(&options_of(part), &part.lower, all_ids) {
+            eprintln!("The changes of {} cannot be read: {error}.", part.lower.display());
         }
     }
-}
-
-/// Lists all changes of a part.
-fn list(part: &Part, all_ids: bool) -> Result<(), layer_tools::Error> {
-    Views::open(&options_of(part), None)?.changes(Renames::Found, &Lenient(&()), &mut |mut change| {
-        if meant(&mut change, all_ids) {
-            eprintln!("  {}", line_of(&change, &part.lower));
-        }
-        Ok(())
-    })
 }
 
 /// Makes the changes in the lower directories. Those that the caller may not make stay.

@@ -50,12 +50,13 @@ pub mod usage;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use overlayfs::layer_tools::choice::Choice;
 use overlayfs::process::Side;
 use rustix::process::Pid;
 
 use self::init::Start;
 use self::namespaces::Ids;
-use self::options::{Bind, Choice, Run, Upper};
+use self::options::{Bind, Run, Upper};
 use self::plan::Place;
 use self::room::Room;
 use self::serve::{Server, Tree};

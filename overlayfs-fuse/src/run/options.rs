@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
+use overlayfs::layer_tools::choice::Choice;
 use overlayfs::options::{Error, unknown};
 
 use super::usage::OPTIONS;
@@ -48,19 +49,6 @@ pub struct Bind {
     pub at: PathBuf,
     /// Whether the command can only read it.
     pub read_only: bool,
-}
-
-/// What happens to the changes at the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
-    /// They stay in the upper directory.
-    Keep,
-    /// They are thrown away.
-    Discard,
-    /// They are made in the lower directories.
-    Commit,
-    /// The user says it at the terminal. Without one they stay.
-    Ask,
 }
 
 /// A command line.

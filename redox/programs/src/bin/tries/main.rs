@@ -40,7 +40,7 @@ stat-for PATH MS                   prints the times of stat
 churn DIR THREADS SECONDS          makes changes of all kinds, and checks all answers
 spin PATH SECONDS                  opens a path without a pause, until 100 opens have succeeded
 signal PROGRAM SIGNAL [all|first|last]  sends a signal to the processes of a program
-terminal PROGRAM WORD... / WORD...  types lines to a program on a pseudo-terminal
+terminal PROGRAM ARGUMENT... / WORD...  types lines to a program on a pseudo-terminal
 memory PROGRAM                     prints the KiB of memory that each process of a program has
 contexts MS                        waits, then prints what each thread waits for";
 

@@ -15,6 +15,7 @@ const QUIET: Duration = Duration::from_millis(700);
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Starts a program on a pseudo-terminal, and types the lines. Words make a line, and `/` ends it.
+/// The first line is not typed: it has the arguments of the program.
 /// Returns the output without control sequences.
 pub fn talk(program: &str, words: &[&str]) -> Answer {
     let flags = flag::O_CLOEXEC | flag::O_RDWR | flag::O_CREAT | flag::O_NONBLOCK;
@@ -23,14 +24,21 @@ pub fn talk(program: &str, words: &[&str]) -> Answer {
     let mut terminal = unsafe { File::from_raw_fd(terminal as i32) };
     let path = name_of_other_side(&terminal)?;
     let side = || File::options().read(true).write(true).open(&path).map(Stdio::from);
-    let mut child = Command::new(program).stdin(side()?).stdout(side()?).stderr(side()?).spawn()?;
+    let mut lines = words.split(|word| *word == "/");
+    let arguments = lines.next().unwrap_or_default();
+    let mut child = Command::new(program).args(arguments).stdin(side()?).stdout(side()?).stderr(side()?).spawn()?;
 
     let mut said = listen(&mut terminal)?;
-    for line in words.split(|word| *word == "/").filter(|line| !line.is_empty()) {
+    for line in lines {
         terminal.write_all(format!("{}\n", line.join(" ")).as_bytes())?;
         said.extend(listen(&mut terminal)?);
     }
-    let status = child.try_wait()?;
+    let begin = Instant::now();
+    let mut status = child.try_wait()?;
+    while status.is_none() && begin.elapsed() < TIMEOUT {
+        said.extend(listen(&mut terminal)?);
+        status = child.try_wait()?;
+    }
     if status.is_none() {
         child.kill()?;
     }
