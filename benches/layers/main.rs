@@ -1,13 +1,13 @@
 //! The speed and memory of `overlayfs-layer`, beside programs for plain directories.
 //!
 //! `cargo bench -p overlayfs --bench layers -- [--files N] [--bytes N] [--rounds N]`
-//! `cargo bench -p overlayfs --bench layers -- --memory [--files N] [--layers NAME]...`
+//! `cargo bench -p overlayfs --bench layers -- --memory [--kernel] [--files N] [--layers NAME]...`
 //!
 //! Each round runs every row with both programs, one after the other, so other load on the machine
 //! slows both alike. The table has the medians of the ratios, and the largest resident memory of
 //! `overlayfs-layer`. With `--memory` the table has only the memory, of every subcommand at layers
-//! of several kinds, or those that are named. `--memory --files 1000000` shows whether it is
-//! bounded. The benchmark makes these layers in another process: a program that a large one starts
+//! of several kinds, or those that are named; with `--kernel` in the format of the kernel's
+//! overlayfs. `--memory --files 1000000` shows whether it is bounded. The benchmark makes these layers in another process: a program that a large one starts
 //! counts as large as that at its start.
 //!
 //! | row | the other program |
@@ -47,6 +47,8 @@ struct Arguments {
     rounds: usize,
     /// Measure only memory.
     memory: bool,
+    /// In the format of the kernel's overlayfs.
+    kernel: bool,
     /// The layers for that; all if there are none.
     layers: Vec<String>,
     /// Only make these layers, for the benchmark in another process.
@@ -107,8 +109,15 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> Result<Arguments, String> {
-    let mut arguments =
-        Arguments { files: 100_000, bytes: 4 << 30, rounds: 3, memory: false, layers: Vec::new(), make: None };
+    let mut arguments = Arguments {
+        files: 100_000,
+        bytes: 4 << 30,
+        rounds: 3,
+        memory: false,
+        kernel: false,
+        layers: Vec::new(),
+        make: None,
+    };
     let mut parser = lexopt::Parser::from_env();
     while let Some(word) = parser.next().map_err(|error| format!("{error}."))? {
         let lexopt::Arg::Long(name) = word else { return Err(format!("{}.", word.unexpected())) };
@@ -122,6 +131,7 @@ fn parse() -> Result<Arguments, String> {
             // cargo passes this argument to every benchmark.
             "bench" => {}
             "memory" => arguments.memory = true,
+            "kernel" => arguments.kernel = true,
             "files" => arguments.files = number()?,
             "bytes" => arguments.bytes = number()? as u64,
             "rounds" => arguments.rounds = number()?,
@@ -141,7 +151,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     }
     let place = &Cleared(place);
     if arguments.memory {
-        return memory::run(place, &arguments.layers).map_err(|error| format!("{error}."));
+        return memory::run(place, arguments).map_err(|error| format!("{error}."));
     }
     place.make_layers().map_err(failed)?;
     println!("{} files, a large file of {} bytes\n", arguments.files, arguments.bytes);

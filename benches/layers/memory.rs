@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::process::Command;
 
 use super::shapes::{COMMANDS, SHAPES};
-use super::{Place, empty, run_measured};
+use super::{Arguments, Place, empty, run_measured};
 
-/// Prints a table of the largest resident memory, at the layers with these names or at all.
-pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
+/// Prints a table of the largest resident memory, at the layers that are named or at all.
+pub fn run(place: &Place, arguments: &Arguments) -> io::Result<()> {
+    let Arguments { layers: wanted, kernel, .. } = arguments;
     println!("{} files, memory in MiB\n", place.files);
     println!("| layers | {} |", COMMANDS.map(|(name, ..)| name).join(" | "));
     println!("| --- {}|", "| --- ".repeat(COMMANDS.len()));
@@ -17,13 +18,16 @@ pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
         for (_, command, arguments, needs_new) in COMMANDS {
             if needs_new {
                 make_apart(place, name)?;
+                if *kernel {
+                    run_measured(convert(place), place)?;
+                }
             }
             let mut tool = match command {
                 "import" => Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")),
                 _ => place.tool(command),
             };
             if command == "import" {
-                tool.arg(command);
+                tool.args([command, "--quiet"]);
             }
             tool.current_dir(place.path("")).args(arguments);
             print!(" {} |", run_measured(tool, place)?.peak >> 20);
@@ -32,6 +36,13 @@ pub fn run(place: &Place, wanted: &[String]) -> io::Result<()> {
         println!();
     }
     Ok(())
+}
+
+/// Returns the command that converts the upper layer to the kernel's format.
+fn convert(place: &Place) -> Command {
+    let mut command = place.tool("convert");
+    command.current_dir(place.path("")).args(["--to", "kernel", "--work", "work"]);
+    command
 }
 
 /// Makes new layers in another process.

@@ -69,23 +69,23 @@ impl Sums {
     }
 
     fn add_removed<L: Layer>(&mut self, below: &Overlay<L>, node: &Arc<Node<L>>) -> errno::Result<()> {
-        let mut left = vec![node.clone()];
         self.removed = self.plus(self.removed, false, Some(below.stat(node)?));
-        while let Some(dir) = left.pop() {
-            if dir.kind() != Kind::Dir {
-                continue;
-            }
-            below.each_shown(&dir, &mut |name, kind| {
-                let child = below.lookup(&dir, name)?;
-                self.removed = self.plus(self.removed, false, Some(below.stat(&child)?));
-                match kind {
-                    Kind::Dir => left.push(child),
-                    _ => below.release(child),
+        if node.kind() != Kind::Dir {
+            return Ok(());
+        }
+        below.each_dir(node, &mut |_, dir| {
+            let mut inside = Vec::new();
+            below.each_shown(dir, &mut |name, kind| {
+                if kind == Kind::Dir {
+                    inside.push(name.clone());
                 }
+                let child = below.lookup(dir, name)?;
+                self.removed = self.plus(self.removed, false, Some(below.stat(&child)?));
+                below.release(child);
                 Ok(())
             })?;
-        }
-        Ok(())
+            Ok(inside)
+        })
     }
 
     /// Writes the sums.

@@ -111,9 +111,8 @@ impl<L: Layer> Overlay<L> {
         });
         self.known.dirs.lock().extend(dirs.into_iter().chain(last));
         self.known.count.store(count, Ordering::Relaxed);
-        // Directories in use are not tried again at every call.
-        let limit = if count > enough { self.known.most.max(2 * count) } else { self.known.most };
-        self.known.limit.store(limit, Ordering::Relaxed);
+        // Directories in use are not tried again at every call, however many names they have.
+        self.known.limit.store(self.known.most.max(count / 8 * 9), Ordering::Relaxed);
     }
 
     /// Evicts the names in a directory that are not in use. Returns whether none is left.

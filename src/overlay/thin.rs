@@ -75,9 +75,9 @@ impl<L: Layer> Overlay<L> {
                 if let Some(from) = next.take() {
                     let (own, behind) = self.own_names(dir.node.node(), &from)?;
                     (*names, *next) = (own.into_iter(), behind);
-                } else {
-                    leave(dir)?;
-                    frames.pop();
+                } else if let Some((dir, ..)) = frames.pop() {
+                    leave(&dir)?;
+                    self.close_both(below, dir);
                 }
                 continue;
             };
@@ -85,16 +85,24 @@ impl<L: Layer> Overlay<L> {
             if kind != Some(Kind::Dir) || stays(&path) {
                 continue;
             }
-            let Some(lower) = below.seek(dir.below.node(), &name)?.filter(|lower| lower.kind() == Kind::Dir) else {
-                continue;
-            };
-            let node = self.lookup(dir.node.node(), &name)?;
-            let child = Both { path, node: self.open(&node), below: below.open(&lower) };
+            let lower = below.seek(dir.below.node(), &name)?.filter(|lower| lower.kind() == Kind::Dir);
+            let Some(lower) = lower.map(|lower| below.open(&lower)) else { continue };
+            let child = Both { path, node: self.open(&self.lookup(dir.node.node(), &name)?), below: lower };
             if enter(&child, whiteout.then_some((dir, &*name)))? {
                 frames.push((child, Vec::new().into_iter(), Some(OsString::new())));
+            } else {
+                self.close_both(below, child);
             }
         }
         Ok(())
+    }
+
+    /// Forgets a directory of both trees. An unread one does not count among those to evict.
+    fn close_both(&self, below: &Overlay<L>, dir: Both<L>) {
+        let [node, lower] = [&dir.node, &dir.below].map(|handle| handle.node().clone());
+        drop(dir);
+        self.release(node);
+        below.release(lower);
     }
 
     /// Whether a directory merges with the one below: it has no opaque mark, and no whiteout is

@@ -111,21 +111,19 @@ fn total<L: Layer>(tree: &Overlay<L>, watch: &dyn Watch) -> errno::Result<Progre
     let (mut total, mut linked) = (Progress { objects: 1, bytes: 0 }, CompactMap::default());
     tree.each_dir(tree.root(), &mut |_, dir| {
         let mut inside = Vec::new();
-        tree.each_shown(dir, &mut |name, _| {
+        tree.each_shown(dir, &mut |name, kind| {
             if watch.wants_stop() {
                 return Ok(());
             }
-            let node = tree.lookup(dir, name)?;
             total.objects += 1;
-            match node.kind() {
-                Kind::Dir => inside.push(name.clone()),
-                Kind::File => {
-                    let stat = tree.stat(&node)?;
-                    let is_new = stat.nlink < 2 || linked.insert(stat.ino, ()).is_none();
-                    total.bytes += if is_new { stat.size } else { 0 };
-                    tree.release(node);
-                }
-                _ => tree.release(node),
+            if kind == Kind::Dir {
+                inside.push(name.clone());
+            } else if kind == Kind::File {
+                let node = tree.lookup(dir, name)?;
+                let stat = tree.stat(&node)?;
+                let is_new = stat.nlink < 2 || linked.insert(stat.ino, ()).is_none();
+                total.bytes += if is_new { stat.size } else { 0 };
+                tree.release(node);
             }
             Ok(())
         })?;
