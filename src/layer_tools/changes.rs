@@ -167,7 +167,7 @@ impl<L: Layer> Views<L> {
             if watch.wants_stop() {
                 return Err(Error::Stopped);
             }
-            let at = At { path: frame.at.path.join(&*pair.name), old_path: frame.at.old_path.join(&*pair.name) };
+            let at = frame.at.join(&pair.name);
             let node = |open: &Option<Handle<L>>| open.as_ref().map(|open| open.node().clone());
             let dirs = (node(&frame.old), node(&frame.new));
             walk.visit_pair(at, &pair, dirs)?;
@@ -184,8 +184,19 @@ type Found<L> = Option<Arc<Node<L>>>;
 struct At {
     /// The path in the later tree.
     path: PathBuf,
-    /// The path in the earlier tree. It is another one in a renamed directory.
-    old_path: PathBuf,
+    /// The path in the earlier tree, if it is another one: in a renamed directory.
+    old_path: Option<PathBuf>,
+}
+
+impl At {
+    fn old_path(&self) -> &Path {
+        self.old_path.as_ref().unwrap_or(&self.path)
+    }
+
+    /// Returns the place of a name in this directory.
+    fn join(&self, name: &OsStr) -> Self {
+        At { path: self.path.join(name), old_path: self.old_path.as_ref().map(|old| old.join(name)) }
+    }
 }
 
 /// A walk through two trees. It is no recursion, since a tree may be deep.
@@ -229,7 +240,7 @@ impl<L: Layer> Walk<'_, L> {
     /// Looks a name up in both trees, and visits the objects.
     fn visit_pair(&mut self, at: At, pair: &Pair, (old, new): (Found<L>, Found<L>)) -> Result<(), Error> {
         let Views { above, below } = self.views;
-        let had = pair.old && !self.renamed.has_left(&at.old_path);
+        let had = pair.old && !self.renamed.has_left(at.old_path());
         let old = look_up(below, old.filter(|_| had), &pair.name);
         let new = look_up(above, new.filter(|_| pair.new), &pair.name);
         match (old, new) {
@@ -244,7 +255,7 @@ impl<L: Layer> Walk<'_, L> {
     fn visit_renamed(&mut self, at: At, replaced: Found<L>, new: Arc<Node<L>>) -> Result<(), Error> {
         self.visit(at.clone(), replaced, None)?;
         let from = self.renamed.from(&at.path).cloned().unwrap_or_default();
-        let at = At { old_path: from.clone(), ..at };
+        let at = At { old_path: Some(from.clone()), ..at };
         match self.views.below.as_ref().map(|below| tree::at(below, &from)).transpose() {
             Ok(old) => self.visit_as(at, old, Some(new), Some(ChangeKind::Renamed { from })),
             Err(error) => self.unless_gone(&at.path, error),
