@@ -7,8 +7,9 @@
 //! slows both alike. The table has the medians of the ratios, and the largest resident memory of
 //! `overlayfs-layer`. With `--memory` the table has only the memory, of every subcommand at layers
 //! of several kinds, or those that are named; with `--kernel` in the format of the kernel's
-//! overlayfs. `--memory --files 1000000` shows whether it is bounded. The benchmark makes these layers in another process: a program that a large one starts
-//! counts as large as that at its start.
+//! overlayfs. `--memory --files 1000000` shows whether it is bounded. The benchmark makes these
+//! layers in another process: a program that a large one starts counts as large as that at its
+//! start.
 //!
 //! | row | the other program |
 //! | --- | --- |
