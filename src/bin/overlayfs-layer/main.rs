@@ -18,6 +18,7 @@ const FAILED: u8 = 3;
 const STOPPED: u8 = 130;
 
 fn main() -> ExitCode {
+    map_large_blocks();
     match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => print!("{}", PROGRAM.help()),
         Ok(Command::Version) => println!("overlayfs-layer {}", env!("CARGO_PKG_VERSION")),
@@ -40,4 +41,14 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Makes the allocator map large blocks apart, at any time. By itself glibc raises the size of such
+/// blocks once one is freed. Then the tables of a large layer leave holes where they grow.
+fn map_large_blocks() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call only sets this parameter, and no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
 }
