@@ -19,18 +19,10 @@ pub fn run(place: &Place, arguments: &Arguments) -> io::Result<()> {
             if needs_new {
                 make_apart(place, name)?;
                 if *kernel {
-                    run_measured(convert(place), place)?;
+                    run_measured(tool(place, "convert", &["--to", "kernel", "--work", "work"]), place)?;
                 }
             }
-            let mut tool = match command {
-                "import" => Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")),
-                _ => place.tool(command),
-            };
-            if command == "import" {
-                tool.args([command, "--quiet"]);
-            }
-            tool.current_dir(place.path("")).args(arguments);
-            print!(" {} |", run_measured(tool, place)?.peak >> 20);
+            print!(" {} |", run_measured(tool(place, command, arguments), place)?.peak >> 20);
             io::stdout().flush()?;
         }
         println!();
@@ -38,11 +30,17 @@ pub fn run(place: &Place, arguments: &Arguments) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the command that converts the upper layer to the kernel's format.
-fn convert(place: &Place) -> Command {
-    let mut command = place.tool("convert");
-    command.current_dir(place.path("")).args(["--to", "kernel", "--work", "work"]);
-    command
+/// Returns the command of `overlayfs-layer` in the folder. `import` needs no layers.
+fn tool(place: &Place, command: &str, arguments: &[&str]) -> Command {
+    let mut tool = match command {
+        "import" => Command::new(env!("CARGO_BIN_EXE_overlayfs-layer")),
+        _ => place.tool(command),
+    };
+    if command == "import" {
+        tool.args([command, "--quiet"]);
+    }
+    tool.current_dir(place.path("")).args(arguments);
+    tool
 }
 
 /// Makes new layers in another process.

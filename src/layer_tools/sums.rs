@@ -76,8 +76,11 @@ impl Sums {
         below.each_dir(node, &mut |_, dir| {
             let mut inside = Vec::new();
             below.each_shown(dir, &mut |name, kind| {
+                // The walk looks a directory up itself, and its bytes do not count.
                 if kind == Kind::Dir {
                     inside.push(name.clone());
+                    self.removed.objects += 1;
+                    return Ok(());
                 }
                 let child = below.lookup(dir, name)?;
                 self.removed = self.plus(self.removed, false, Some(below.stat(&child)?));
