@@ -46,10 +46,16 @@ fn rings(pid: u32) -> Vec<u64> {
     rings.map(|ring| messages(&format!("/proc/{pid}/fdinfo/{}", ring.file_name().to_str().unwrap()))).collect()
 }
 
+/// Returns the number of messages of a ring. The kernel leaves it out while another thread uses the
+/// ring (`io_uring_show_fdinfo` in io_uring/fdinfo.c).
 fn messages(info: &str) -> u64 {
-    let text = fs::read_to_string(info).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("CqTail:"));
-    line.unwrap_or_else(|| panic!("{info}: {text}")).trim().parse().unwrap()
+    let mut number = None;
+    eventually("the kernel tells the number of messages", || {
+        let text = fs::read_to_string(info).unwrap();
+        number = text.lines().find_map(|line| line.strip_prefix("CqTail:")?.trim().parse().ok());
+        number.is_some()
+    });
+    number.unwrap()
 }
 
 /// Returns the processors that the threads of rings are bound to.
