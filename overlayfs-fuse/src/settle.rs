@@ -560,7 +560,8 @@ impl Settler {
                 asked_at = now;
                 is_awaited = self.prober.is_awaited(self.device).unwrap_or(now - since >= MOST);
             }
-            if is_awaited && elsewhere {
+            // umount may have come since the look at the table: then it is not a remount that waits.
+            if is_awaited && (elsewhere || self.is_unmounted()) {
                 return self.retire();
             }
             if !is_due && !is_awaited {
@@ -581,11 +582,13 @@ impl Settler {
     }
 
     /// Ends a sync that began at the number of changes `changes`. If no change came since, the
-    /// overlay rests, and umount no longer waits, except for an ending. Otherwise returns false,
-    /// and umount waits on. But with `is_awaited` a remount waits, and goes on in both cases.
+    /// overlay rests, and umount no longer waits, except for an ending. Otherwise, or if umount
+    /// came during the sync, returns false, and umount waits on. But with `is_awaited` a
+    /// remount waits, and goes on in both cases.
     fn rest(&self, changes: u64, is_awaited: bool) -> bool {
         let overlay = self.overlay();
         let synced = overlay.sync_completed();
+        let is_unmounted = self.is_unmounted();
         let mut state = self.state();
         let is_still = state.changes == changes && state.under_way == 0;
         match synced {
@@ -596,7 +599,8 @@ impl Settler {
             }
             synced => self.log(synced),
         }
-        if !is_still && !is_awaited {
+        let is_leaving = is_unmounted && !state.elsewhere;
+        if !is_awaited && (!is_still || is_leaving) {
             return false;
         }
         state.dirty = !is_still;
@@ -723,9 +727,12 @@ impl Settler {
             return false;
         }
         let device = self.device.to_string();
-        !table
+        let is_unmounted = !table
             .split(|byte| *byte == b'\n')
-            .any(|line| line.split(|byte| *byte == b' ').nth(2) == Some(device.as_bytes()))
+            .any(|line| line.split(|byte| *byte == b' ').nth(2) == Some(device.as_bytes()));
+        // The next look comes to the same result.
+        self.mounts_changed.fetch_or(is_unmounted, Ordering::Relaxed);
+        is_unmounted
     }
 
     /// Whether the kernel takes down the filesystem of a mount that has left the table: umount
