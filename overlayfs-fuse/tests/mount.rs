@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -177,6 +177,26 @@ fn a_failed_mount_is_reported_in_both_modes() {
         assert!(said.contains(&format!("The mount point {missing} cannot be used: No such file")), "{said}");
     }
     assert!(!is_mounted(&setup.point()));
+}
+
+/// Nobody reads the message at first, so the daemon cannot write it.
+#[test]
+fn in_the_background_a_failed_mount_returns_after_its_message() {
+    let setup = Setup::new("engine");
+    let (mut reader, writer) = io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while (&writer).write(&[b'.'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut command = Command::new(program());
+    command.args(["-o", &setup.options()]).arg(setup.lower("missing")).stderr(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none(), "the program has ended before it says why");
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(said.trim_start_matches('.').contains("cannot be used: No such file"), "{said}");
 }
 
 fn in_the_background_the_mount_is_visible_at_once_and_ends_with_umount(front_end: &str) {

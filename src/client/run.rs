@@ -23,13 +23,13 @@ use log::LevelFilter;
 use redox_scheme::Socket;
 
 use super::namespace::Namespace;
-use crate::daemon::{Init, Kept, Lent, Stop, Watcher, keep, remove_name, start_log, wait_for};
+use crate::daemon::{Init, Kept, Lent, Stop, Watcher, keep, remove_name, start_log};
 use crate::layer_tools::choice::{Choice, ask};
 use crate::layer_tools::ending::Planned;
 use crate::layer_tools::summary::{Summary, diff_command, list, quoted};
 use crate::mount::resolved;
 use crate::options::{Arguments, Ending, Error, Options, unknown};
-use crate::process::{Side, fork};
+use crate::process::{Side, fork, wait_for};
 use crate::usage::overlayfs::RUN;
 
 /// The schemes of the system that every program reaches. None of them has files of the system, or

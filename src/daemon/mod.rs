@@ -44,7 +44,7 @@ pub use self::namespace::Empty;
 pub use self::serve::Stop;
 pub use self::spare::Lent;
 pub use self::start::Watcher;
-pub use self::supervisor::{Kept, keep, wait_for};
+pub use self::supervisor::{Kept, keep};
 
 /// Mounts the overlay, registers the scheme, and serves until the scheme ends. `watcher` learns
 /// when clients can use the tree. The error is a sentence.

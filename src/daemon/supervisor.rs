@@ -25,7 +25,7 @@ use super::serve::Stop;
 use super::spare::{Lender, Lent, answer_all};
 use super::start::Watcher;
 use crate::layer::redox::maker::{self, Work};
-use crate::process::{Detached, Ready, Side, Streams, detach, fork, mask_signals, signal_set};
+use crate::process::{Detached, Ready, Side, Streams, detach, fork, mask_signals, signal_set, wait_for};
 
 /// The signals that end the daemon with a sync.
 const ENDING: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -209,19 +209,4 @@ fn handle(handler: extern "C" fn(libc::c_int)) {
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }
     mask_signals(libc::SIG_UNBLOCK, &signal_set(ENDING));
-}
-
-/// Waits for the end of a child, and returns its exit code.
-pub fn wait_for(child: libc::pid_t) -> ExitCode {
-    let mut status = 0;
-    loop {
-        // SAFETY: the status outlives the call.
-        if unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
-            break;
-        }
-        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return ExitCode::FAILURE;
-        }
-    }
-    if libc::WIFEXITED(status) { ExitCode::from(libc::WEXITSTATUS(status) as u8) } else { ExitCode::FAILURE }
 }

@@ -1,8 +1,8 @@
 //! The process of a daemon, on Redox and on Linux.
 //!
-//! This file forks, and leaves the caller of the daemon. `streams` replaces the standard streams,
-//! `signals` blocks signals, `ids` lets the process act with other ids, and `descriptors` passes
-//! descriptors to another process.
+//! This file forks, waits for a child, and leaves the caller of the daemon. `streams` replaces the
+//! standard streams, `signals` blocks signals, `ids` lets the process act with other ids, and
+//! `descriptors` passes descriptors to another process.
 
 #[cfg(feature = "scheme")]
 pub mod descriptors;
@@ -42,6 +42,21 @@ pub unsafe fn fork() -> io::Result<Side> {
         0 => Ok(Side::Child),
         child => Ok(Side::Parent(child)),
     }
+}
+
+/// Waits for the end of a child, and returns its exit code.
+pub fn wait_for(child: libc::pid_t) -> ExitCode {
+    let mut status = 0;
+    loop {
+        // SAFETY: the status outlives the call.
+        if unsafe { libc::waitpid(child, &raw mut status, 0) } == child {
+            break;
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return ExitCode::FAILURE;
+        }
+    }
+    if libc::WIFEXITED(status) { ExitCode::from(libc::WEXITSTATUS(status) as u8) } else { ExitCode::FAILURE }
 }
 
 /// The process in which [`detach`] returns.
@@ -88,17 +103,19 @@ pub unsafe fn detach() -> io::Result<Detached> {
             unsafe { libc::setsid() };
             Ok(Detached::Daemon(Ready(ready)))
         }
-        Side::Parent(_) => {
+        Side::Parent(child) => {
             drop(ready);
-            Ok(Detached::Caller(wait_until_ready(is_ready)))
+            Ok(Detached::Caller(wait_until_ready(is_ready, child)))
         }
     }
 }
 
-/// Waits for the daemon. The pipe ends without a byte if the daemon ends before it is ready.
-fn wait_until_ready(mut is_ready: PipeReader) -> ExitCode {
-    match is_ready.read_exact(&mut [0]) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+/// Waits for the daemon. The pipe ends without a byte if the daemon fails before it is ready. Then
+/// it still writes why.
+fn wait_until_ready(mut is_ready: PipeReader, daemon: libc::pid_t) -> ExitCode {
+    if is_ready.read_exact(&mut [0]).is_ok() {
+        return ExitCode::SUCCESS;
     }
+    wait_for(daemon);
+    ExitCode::FAILURE
 }
