@@ -1,11 +1,19 @@
-//! Layers on GlusterFS, a filesystem of several hosts: a volume of two bricks, mounted twice in the
+//! Layers on filesystems of several hosts, GlusterFS and MooseFS: a volume mounted twice, in the
 //! place of two hosts.
 //!
-//! Needs root, /dev/fuse, a host name that leads to this machine, and of Debian's packages git and
-//! glusterfs-server; fails without them.
+//! Needs root, /dev/fuse, and of Debian's packages git, glusterfs-server, iproute2,
+//! moosefs-chunkserver, moosefs-client and moosefs-master; fails without them.
 
+#[path = "cluster/glusterfs.rs"]
+mod glusterfs;
+#[path = "suite/locks.rs"]
+mod locks;
+#[path = "cluster/moosefs.rs"]
+mod moosefs;
 #[path = "suite/mount.rs"]
 mod mount;
+#[path = "cluster/network.rs"]
+mod network;
 #[path = "suite/run.rs"]
 mod run;
 #[path = "suite/tool.rs"]
@@ -15,65 +23,53 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use glusterfs::GlusterFs;
+use locks::is_free;
+use moosefs::MooseFs;
 use mount::{Mount, eventually, is_mounted};
 use test_common::{Detail, LowerGuard, Setup, Snapshot, Stop, put};
 
 /// The user of the programs that are not root's.
 const USER: &str = "4242";
 
-/// A server with a volume. The drop ends it.
-struct Cluster {
+/// The servers of such a filesystem, with one volume. The drop ends them.
+trait Servers {
+    /// What no access of an overlay to a lower layer changes.
+    const LOWER: Detail;
+
+    /// Starts them. They keep their files in the directory of `setup`.
+    fn start(setup: &Setup) -> Self;
+
+    /// Mounts the volume, which answers programs then.
+    fn mount(&self, point: &Path);
+}
+
+/// Servers, and their volume at `one` and `other`, as two hosts see it.
+struct Cluster<S> {
+    servers: S,
     setup: Setup,
-    server: Child,
     /// The number of the present layers.
     round: Cell<u32>,
 }
 
-impl Cluster {
+impl<S: Servers> Cluster<S> {
     fn start() -> Self {
-        let setup = Setup::for_users(&["one", "other", "bricks", "state", "points"]);
-        let root = setup.root().display().to_string();
-        let config = format!(
-            "volume management\n type mgmt/glusterd\n option working-directory {root}/state\n \
-             option glusterd-sockfile {root}/socket\n option transport-type socket\n \
-             option transport.address-family inet\nend-volume\n"
-        );
-        let config = put::file(setup.root(), "glusterd.vol", config);
-        let mut server = Command::new("glusterd");
-        server.arg("-N").arg("-f").arg(config).arg("-p").arg(setup.path("pid")).arg("-l").arg(setup.path("log"));
-        let server = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let cluster = Self {
-            server: server.expect("glusterd: install the package glusterfs-server"),
-            setup,
-            round: Cell::new(0),
-        };
-        eventually("the server answers", || cluster.try_to(&["volume", "list"]));
-        let host = String::from_utf8(run::finish(&mut run::command("hostname")).stdout).unwrap();
-        let host = host.trim();
-        let bricks = ["1", "2"].map(|brick| format!("{host}:{root}/bricks/{brick}"));
-        assert!(cluster.try_to(&["volume", "create", "layers", &bricks[0], &bricks[1], "force"]), "no volume");
-        assert!(cluster.try_to(&["volume", "start", "layers"]), "the volume does not start");
+        network::own();
+        let setup = Setup::for_users(&["one", "other"]);
+        let cluster = Self { servers: S::start(&setup), setup, round: Cell::new(0) };
         for name in ["one", "other"] {
-            let mut command = run::command("mount");
-            command.args(["-t", "glusterfs", "-o"]).arg(format!("log-file={root}/{name}.log"));
-            let done = run::finish(command.arg(format!("{host}:/layers")).arg(cluster.setup.path(name)));
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            cluster.servers.mount(&cluster.setup.path(name));
         }
         cluster
     }
+}
 
-    /// Whether a command to the server succeeds.
-    fn try_to(&self, words: &[&str]) -> bool {
-        let mut command = run::command("gluster");
-        command.arg("--mode=script").arg(format!("--glusterd-sock={}", self.setup.path("socket").display()));
-        run::finish(command.args(words)).status.success()
-    }
-
+impl<S> Cluster<S> {
     /// Returns a path of the present layers as a host sees it.
     fn on(&self, host: &str, path: &str) -> PathBuf {
         self.setup.path(host).join(self.round.get().to_string()).join(path)
@@ -93,22 +89,13 @@ impl Cluster {
             fs::create_dir_all(self.on("one", name)).unwrap();
         }
     }
-
-    /// Ends the process of one brick, as the failure of its host would.
-    fn fail_brick(&self) {
-        let brick = format!("glusterfsd.*{}/bricks/1", self.setup.root().display());
-        assert!(Command::new("pkill").args(["-KILL", "-f", &brick]).status().unwrap().success(), "no brick to end");
-    }
 }
 
-impl Drop for Cluster {
+impl<S> Drop for Cluster<S> {
     fn drop(&mut self) {
         for name in ["one", "other"] {
             let _ = Command::new("umount").arg("-l").arg(self.setup.path(name)).status();
         }
-        self.try_to(&["volume", "stop", "layers", "force"]);
-        let _ = self.server.kill();
-        let _ = self.server.wait();
     }
 }
 
@@ -149,17 +136,17 @@ const WORK: [(bool, &str); 2] = [
         true,
         "cd users; echo appended >> file; echo new > new; mkdir dir; echo in > dir/in; ln -s in dir/link
         printf x | dd of=large bs=1 seek=4000000 conv=notrunc status=none; mv dir other; rm other/in
-        ls -n | awk '{print $1, $3, $4, $5, $9}' | tail -n +2; sha256sum large",
+        ls -n | awk '{print $1, $3, $4, /^d/ ? 0 : $5, $9}' | tail -n +2; sha256sum large",
     ),
 ];
 
 /// Programs see in the overlay what they see in an ordinary directory, also from the other host.
-fn programs_work(cluster: &Cluster) {
+fn programs_work<S: Servers>(cluster: &Cluster<S>) {
     cluster.clear();
     let (plain, point) = (cluster.setup.dir("plain"), cluster.setup.dir("point"));
     fill(&cluster.on("one", "lower"));
     fill(&plain);
-    let guard = LowerGuard::new([cluster.on("one", "lower")]);
+    let guard = LowerGuard::with_detail(S::LOWER, [cluster.on("one", "lower")]);
     let mount = Mount::new(&point, &cluster.options("one"));
     for (as_user, script) in WORK {
         let ordinary = shell(&plain, as_user, script);
@@ -191,7 +178,7 @@ fn programs_work(cluster: &Cluster) {
 
 /// Two hosts cannot mount one upper layer. The second can once the first has unmounted it, or is
 /// gone.
-fn one_host_at_a_time(cluster: &Cluster) {
+fn one_host_at_a_time<S>(cluster: &Cluster<S>) {
     cluster.clear();
     fill(&cluster.on("one", "lower"));
     let [point, another] = ["point", "another"].map(|name| cluster.setup.dir(name));
@@ -209,6 +196,8 @@ fn one_host_at_a_time(cluster: &Cluster) {
     // The next mount of the same upper layer finds the file whose lock a killed daemon left.
     mount.daemon.kill().unwrap();
     mount.daemon.wait().unwrap();
+    let lock = cluster.on("other", "upper/.wh..wh.work/tmp.lock");
+    eventually("the server ends the lock of the killed daemon", || is_free(&lock));
     let second = Mount::new(&another, &cluster.options("other"));
     assert_eq!(fs::read_to_string(another.join("new")).unwrap(), "of the first host");
     put::file(&another, "newer", "of the second host");
@@ -219,11 +208,18 @@ fn one_host_at_a_time(cluster: &Cluster) {
     mount.unmount();
 }
 
-/// A brick ends in the middle of work and comes back. Synced lines are there, and work goes on.
-fn a_server_stops_and_comes_back(cluster: &Cluster) {
+/// A server ends in the middle of work and comes back. Synced lines are there, and work goes on.
+/// Meanwhile there are errors if `needed` holds, and else none: other servers have what this one
+/// has.
+fn a_server_stops_and_comes_back<S: Servers>(
+    cluster: &mut Cluster<S>,
+    needed: bool,
+    fail: fn(&mut S),
+    start: fn(&mut S),
+) {
     cluster.clear();
     fill(&cluster.on("one", "lower"));
-    let guard = LowerGuard::new([cluster.on("one", "lower")]);
+    let guard = LowerGuard::with_detail(S::LOWER, [cluster.on("one", "lower")]);
     let point = cluster.setup.dir("point");
     let mount = Mount::new(&point, &cluster.options("one"));
     let stop = AtomicBool::new(false);
@@ -238,13 +234,13 @@ fn a_server_stops_and_comes_back(cluster: &Cluster) {
             .collect();
         let stopping = Stop(&stop);
         thread::sleep(Duration::from_secs(1));
-        cluster.fail_brick();
+        fail(&mut cluster.servers);
         thread::sleep(Duration::from_secs(2));
-        // Objects of the brick that is gone have errors, and no program waits for ever.
-        let errors = (0..40).filter(|name| fs::write(point.join(format!("file {name}")), "x").is_err()).count();
-        assert!(errors > 0, "nothing failed without one of the two bricks");
-        assert!(cluster.try_to(&["volume", "start", "layers", "force"]), "the brick does not start again");
-        eventually("the brick is back", || {
+        // No program waits for ever.
+        let failed = (0..40).any(|name| fs::write(point.join(format!("file {name}")), "x").is_err());
+        assert_eq!(failed, needed, "whether a file cannot be made without the server");
+        start(&mut cluster.servers);
+        eventually("the server is back", || {
             (0..40).all(|name| fs::write(point.join(format!("again {name}")), "x").is_ok())
         });
         thread::sleep(Duration::from_secs(1));
@@ -261,6 +257,34 @@ fn a_server_stops_and_comes_back(cluster: &Cluster) {
     }
     mount.unmount();
     guard.check();
+}
+
+/// The server that has all names ends and comes back. Meanwhile programs get errors. Afterwards all
+/// is there, and work goes on without a new mount.
+fn the_master_stops_and_comes_back(cluster: &mut Cluster<MooseFs>) {
+    cluster.clear();
+    fill(&cluster.on("one", "lower"));
+    let point = cluster.setup.dir("point");
+    let mount = Mount::new(&point, &cluster.options("one"));
+    for (as_user, script) in WORK {
+        shell(&point, as_user, script);
+    }
+    // A client of MooseFS refuses each access by a descriptor with which a write has failed. So
+    // nothing is left to write.
+    let synced = run::finish(run::command(mount::program_for("")).arg("sync").arg(&point));
+    assert!(synced.status.success(), "{}", String::from_utf8_lossy(&synced.stderr));
+    let shown = Snapshot::take(&point, Detail::Contents);
+    cluster.servers.fail_master();
+    let failed = fs::create_dir(point.join("new")).expect_err("a directory without a master");
+    assert_eq!(failed.raw_os_error(), Some(libc::EIO), "{failed}");
+    cluster.servers.start_master();
+    eventually("the master is back", || fs::create_dir(point.join("new")).is_ok());
+    fs::remove_dir(point.join("new")).unwrap();
+    Snapshot::take(&point, Detail::Contents).assert_same(&shown, "the tree after the return of the master");
+    mount.unmount();
+    let mount = Mount::new(&point, &cluster.options("other"));
+    Snapshot::take(&point, Detail::Contents).assert_same(&shown, "the tree on the other host");
+    mount.unmount();
 }
 
 fn file_of(point: &Path, writer: usize) -> PathBuf {
@@ -300,7 +324,7 @@ fn lines_of(point: &Path, writer: usize) -> impl Iterator<Item = u32> {
 }
 
 /// `fsx` on a file of the lower layer that is copied up.
-fn the_exerciser_finds_nothing(cluster: &Cluster) {
+fn the_exerciser_finds_nothing<S>(cluster: &Cluster<S>) {
     cluster.clear();
     put::file(&cluster.on("one", "lower"), "exercised", vec![1; 1 << 18]);
     let point = cluster.setup.dir("point");
@@ -317,9 +341,19 @@ fn the_exerciser_finds_nothing(cluster: &Cluster) {
 
 #[test]
 fn layers_on_glusterfs() {
-    let cluster = Cluster::start();
+    let mut cluster = Cluster::start();
     programs_work(&cluster);
     one_host_at_a_time(&cluster);
     the_exerciser_finds_nothing(&cluster);
-    a_server_stops_and_comes_back(&cluster);
+    a_server_stops_and_comes_back(&mut cluster, true, GlusterFs::fail_brick, GlusterFs::start_brick);
+}
+
+#[test]
+fn layers_on_moosefs() {
+    let mut cluster = Cluster::start();
+    programs_work(&cluster);
+    one_host_at_a_time(&cluster);
+    the_exerciser_finds_nothing(&cluster);
+    a_server_stops_and_comes_back(&mut cluster, false, MooseFs::fail_chunkserver, MooseFs::start_chunkserver);
+    the_master_stops_and_comes_back(&mut cluster);
 }

@@ -8,13 +8,19 @@ use crate::snapshot::{Detail, Snapshot};
 /// owners, times (of access too), link counts and extended attributes. The drop of the guard
 /// compares too, unless the test fails already.
 pub struct LowerGuard {
+    detail: Detail,
     lowers: Vec<(PathBuf, Snapshot)>,
 }
 
 impl LowerGuard {
     /// Makes a guard of these directories.
     pub fn new(lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        let mut guard = Self { lowers: Vec::new() };
+        Self::with_detail(Detail::Everything, lowers)
+    }
+
+    /// Makes a guard of these directories, on a filesystem that cannot keep all of the properties.
+    pub fn with_detail(detail: Detail, lowers: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let mut guard = Self { detail, lowers: Vec::new() };
         for lower in lowers {
             guard.add(lower);
         }
@@ -24,15 +30,14 @@ impl LowerGuard {
     /// Adds a directory to the guard.
     pub fn add(&mut self, lower: impl Into<PathBuf>) {
         let lower = lower.into();
-        let snapshot = Snapshot::take(&lower, Detail::Everything);
+        let snapshot = Snapshot::take(&lower, self.detail);
         self.lowers.push((lower, snapshot));
     }
 
     /// Panics with the differences if a layer has changed.
     pub fn check(&self) {
         for (path, before) in &self.lowers {
-            before
-                .assert_same(&Snapshot::take(path, Detail::Everything), &format!("the lower layer {}", path.display()));
+            before.assert_same(&Snapshot::take(path, self.detail), &format!("the lower layer {}", path.display()));
         }
     }
 }

@@ -10,11 +10,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 /// The detail of a snapshot.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Detail {
     /// Kinds, contents, modes, owners, symlink targets, device numbers, and the names that share a
     /// file. Two trees that the same programs made at different times agree in this.
@@ -23,8 +23,10 @@ pub enum Detail {
     Times,
     /// The same, and extended attributes.
     Xattrs,
-    /// All properties: also times of access and of inode change, inode numbers, link counts and
-    /// extended attributes. Any access to a tree changes them.
+    /// The same, times of inode change, inode numbers and link counts. Any change of a tree changes
+    /// them.
+    Inodes,
+    /// The same, and times of access. Any access to a tree changes them.
     Everything,
 }
 
@@ -152,26 +154,22 @@ impl Taker {
             let first = self.links.entry((stat.st_dev, stat.st_ino)).or_insert_with(|| path.clone());
             object.insert("link of", first.display().to_string());
         }
-        if self.detail != Detail::Contents {
+        if self.detail >= Detail::Times {
             object.insert("mtime", format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec));
         }
-        if matches!(self.detail, Detail::Xattrs | Detail::Everything) {
+        if self.detail >= Detail::Xattrs {
             object.insert("xattrs", xattrs_at(dir, name));
         }
-        if self.detail == Detail::Everything {
-            everything(&mut object, kind, &stat);
+        if self.detail >= Detail::Inodes {
+            object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
+            object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
+        }
+        // A read of a symlink changes its access time: readlink has no O_NOATIME.
+        if self.detail >= Detail::Everything && kind != FileType::Symlink {
+            object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
         }
         self.objects.insert(path, object);
         kind
-    }
-}
-
-fn everything(object: &mut Object, kind: FileType, stat: &Stat) {
-    object.insert("ctime", format!("{}.{:09}", stat.st_ctime, stat.st_ctime_nsec));
-    object.insert("inode", format!("{}/{} ×{}", stat.st_dev, stat.st_ino, stat.st_nlink));
-    // A read of a symlink changes its access time: readlink has no O_NOATIME.
-    if kind != FileType::Symlink {
-        object.insert("atime", format!("{}.{:09}", stat.st_atime, stat.st_atime_nsec));
     }
 }
 

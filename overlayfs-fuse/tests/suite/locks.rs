@@ -3,10 +3,9 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-/// Whether no process holds a directory.
-pub fn is_free(dir: &Path) -> bool {
-    let dir = File::open(dir).unwrap();
-    match dir.try_lock() {
+/// Whether no process holds a directory, or a file of a work directory.
+pub fn is_free(held: &Path) -> bool {
+    match File::open(held).unwrap().try_lock() {
         Ok(()) => true,
         Err(TryLockError::WouldBlock) => false,
         Err(TryLockError::Error(error)) => panic!("{error}"),
