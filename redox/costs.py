@@ -12,6 +12,8 @@ DAEMON = "overlayfs --lower /lower --lower /lower2 --upper /upper overlay"
 # The number of boots. A ratio is the median of them: redoxfs itself takes another time in each boot.
 BOOTS = 5
 COUNT = 1000
+# For operations that take less than a tick of the machine's clock.
+MANY = 2 * COUNT
 
 # For each operation the goal and the highest ratio that passes, both as a multiple of redoxfs's time. A limit is what
 # docs/redox.md has, and a little more, since boots differ. So a ratio above it is a regression, also where the goal is
@@ -42,19 +44,28 @@ PAIRS = {
     ROOT: (f"run costs /upper2 {COUNT}", f"run costs /scheme/overlay {COUNT}"),
     OTHER: (f"as 1000 1000 costs /home {COUNT}", f"as 1000 1000 costs /scheme/overlay/home {COUNT}"),
 }
-# Creations and removals in one directory, since redoxfs takes a different time in each: on redoxfs itself, through the
-# smallest scheme that is possible, and through the overlay.
+# Operations on the same files, and creations and removals in one directory: on redoxfs itself, through the smallest
+# scheme that is possible, and through the overlay. redoxfs takes a different time for each file and in each directory.
 SAME_PLACES = ("/upper", "/scheme/least", "/scheme/overlay")
-SAME = {place: f"run tries create {place}/d 400" for place in SAME_PLACES}
+KEPT = tuple(f"run costs {place} {MANY} kept" for place in ("/upper", "/scheme/known", "/scheme/overlay"))
+BOTH = tuple(f"run tries create {place}/d 400" for place in SAME_PLACES)
 SAME_COMMANDS = [
+    # This run makes the files, and redoxfs reads them for the first time.
+    "run costs /upper 100 kept",
+    KEPT[0],
+    "bg passthrough known /upper 1 known",
+    "sleep 500",
+    KEPT[1],
+    "kill",
     "mkdir /upper/d",
-    SAME["/upper"],
+    BOTH[0],
     "bg least least /upper",
     "sleep 500",
-    SAME["/scheme/least"],
+    BOTH[1],
     "kill",
     "start overlayfs --lower /lower --upper /upper --detach overlay",
-    SAME["/scheme/overlay"],
+    KEPT[2],
+    BOTH[2],
 ]
 # Operations of the first boot: the commands on redoxfs and through the overlay, and the place of the time in an answer.
 TRIED = {
@@ -106,19 +117,32 @@ def _tried(lines):
         yield name, tuple(float(re.search(time, answers[f"$ {command.format(place)}"])[1]) for place in places)
 
 
-def _creations(system, scratch, log):
-    """Returns the times of a creation with its removal in one directory, for each of SAME_PLACES, or None."""
+def _same(system, scratch, log):
+    """Returns the times of operations in one place: on redoxfs, through the smallest scheme and through the overlay.
+
+    None if a creation was not measured.
+    """
     output = _boot(system, scratch, log, SAME_COMMANDS, daemons=())
     answers = dict(zip(output.lines, output.lines[1:]))
-    found = [re.match(r"= (\d+) us for both", answers.get(f"$ {command}", "")) for command in SAME.values()]
-    return [float(time[1]) for time in found] if all(found) else None
+    found = [re.match(r"= (\d+) us for both", answers.get(f"$ {command}", "")) for command in BOTH]
+    if not all(found):
+        return None
+    kept = [_measure(output.lines, command) for command in KEPT]
+    times = {name: tuple(costs[name] for costs in kept) for name in kept[0]}
+    return times | {"both": tuple(float(time[1]) for time in found)}
 
 
 def run(system, scratch, log):
     commands = [*(command for pair in PAIRS.values() for command in pair), *LEAST]
     times = {}  # By user and operation: the two times of each boot.
-    least = {}  # By operation: the ratio of LEAST in each boot.
+    least = {}  # By operation of root: the ratio of the smallest scheme in each boot.
     for turn in range(BOOTS):
+        same = _same(system, scratch, log / f"same.{turn}")
+        if same is None:
+            return ["a creation was not measured"]
+        for name, (redoxfs, passed, overlay) in same.items():
+            times.setdefault((ROOT, name), []).append((redoxfs, overlay))
+            least.setdefault((ROOT, name), []).append(passed / redoxfs)
         output = _boot(system, scratch, log / f"costs.{turn}", commands + (MORE if turn == 0 else []))
         if not output.finished:
             return ["the machine hung"]
@@ -128,17 +152,11 @@ def run(system, scratch, log):
         for user, (below, above) in PAIRS.items():
             redoxfs, overlay = _measure(output.lines, below), _measure(output.lines, above)
             for name in redoxfs.keys() & overlay.keys():
-                times.setdefault((user, name), []).append((redoxfs[name], overlay[name]))
+                if user != ROOT or name not in same:
+                    times.setdefault((user, name), []).append((redoxfs[name], overlay[name]))
         redoxfs, passed = _measure(output.lines, PAIRS[ROOT][0]), _measure(output.lines, LEAST[2])
-        for name in redoxfs.keys() & passed.keys():
+        for name in (redoxfs.keys() & passed.keys()) - same.keys():
             least.setdefault((ROOT, name), []).append(passed[name] / redoxfs[name])
-        creations = _creations(system, scratch, log / f"creations.{turn}")
-        if creations is None:
-            return ["a creation was not measured"]
-        redoxfs, passed, overlay = creations
-        both = (ROOT, "both")
-        times.setdefault(both, []).append((redoxfs, overlay))
-        least.setdefault(both, []).append(passed / redoxfs)
         if turn == 0:
             times |= {(ROOT, name): [pair] for name, pair in _tried(output.lines)}
     faults = [f"{name} {user} was not measured" for user, name in RATIOS if (user, name) not in times]

@@ -17,11 +17,13 @@ SILENT = 900
 # Caches fill in the first rounds. Later the memory may grow by this many KiB.
 GROWTH = 1024
 FIRST = 3
+# The megabytes of the disk, and those that each minute adds: under this load redoxfs fills up, also without an overlay.
+DISK, PER_MINUTE = 64, 4
 
 
 def run(system, scratch, log, minutes):
     disk = scratch / "disk"
-    make_layers(system, scratch / "layers", disk)
+    make_layers(system, scratch / "layers", disk, DISK + PER_MINUTE * minutes)
     # The same load runs on redoxfs itself, so a fault of the system can show there, too.
     lines = [f"start overlayfs {LAYERS} --detach overlay", "mkdir /plain"]
     for _ in range(60 * minutes // SECONDS + 1):

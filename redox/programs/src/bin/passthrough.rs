@@ -1,7 +1,7 @@
 //! passthrough NAME DIR THREADS [known]: serves a scheme that forwards each request to a directory
 //! of another scheme. It uses THREADS threads. With `known`, it keeps what was opened for reading
-//! or for a stat, until a rename, and answers the next open and fstat at once. That is for
-//! measurements: it misses later changes of a file.
+//! or for a stat, and which names are missing, until a rename. It answers the next open and fstat
+//! at once. That is for measurements: it misses later changes of a file.
 //!
 //! It has no code of the overlay. A fault that also shows through this scheme is a fault of the
 //! system. So is its cost: no scheme can do less for an open, or for a change.
@@ -15,7 +15,7 @@ use redox_scheme::scheme::{SchemeState, SchemeSync, register_sync_scheme};
 use redox_scheme::{CallerCtx, OpenResult, RequestKind, SignalBehavior, Socket};
 use syscall::data::Stat;
 use syscall::dirent::{DirEntry, DirentBuf, DirentHeader, DirentKind};
-use syscall::error::{EBADF, EIO, Error, Result};
+use syscall::error::{EBADF, EIO, ENOENT, Error, Result};
 use syscall::flag::{O_CREAT, O_DIRECTORY, O_WRONLY};
 use syscall::schemev2::NewFdFlags;
 
@@ -31,9 +31,12 @@ struct Passthrough {
     path: Arc<str>,
     last: Arc<AtomicUsize>,
     opened: Arc<Mutex<HashMap<usize, Arc<Open>>>>,
-    /// By path, with the flags of each open, if it keeps something.
-    known: Option<Arc<Mutex<HashMap<String, Vec<(usize, Arc<Open>)>>>>>,
+    /// If it keeps something.
+    known: Option<Arc<Mutex<HashMap<String, Known>>>>,
 }
+
+/// What was opened at a path, with the flags. None: the name is missing.
+type Known = Vec<(usize, Option<Arc<Open>>)>;
 
 struct Open {
     fd: Fd,
@@ -82,14 +85,21 @@ impl SchemeSync for Passthrough {
             known.get(path)?.iter().find(|(with, _)| *with == flags).map(|(_, open)| open.clone())
         });
         let open = match kept {
-            Some(open) => open,
+            Some(known) => known.ok_or(Error::new(ENOENT))?,
             None => {
-                let fd = self.open(dir)?.fd.openat(path, flags as i32, 0).map_err(errno)?;
-                let open = Arc::new(Open { fd, stat: OnceLock::new() });
-                if let Some(known) = known {
-                    known.lock().unwrap().entry(path.to_owned()).or_default().push((flags, open.clone()));
+                let opened = match self.open(dir)?.fd.openat(path, flags as i32, 0) {
+                    Ok(fd) => Some(Arc::new(Open { fd, stat: OnceLock::new() })),
+                    Err(error) if error.errno() == ENOENT => None,
+                    Err(error) => return Err(errno(error)),
+                };
+                match (known, &self.known) {
+                    (Some(known), _) => {
+                        known.lock().unwrap().entry(path.to_owned()).or_default().push((flags, opened.clone()));
+                    }
+                    (None, Some(known)) if flags & O_CREAT != 0 => drop(known.lock().unwrap().remove(path)),
+                    (None, _) => {}
                 }
-                open
+                opened.ok_or(Error::new(ENOENT))?
             }
         };
         Ok(OpenResult::ThisScheme { number: self.insert(open), flags: NewFdFlags::POSITIONED })
