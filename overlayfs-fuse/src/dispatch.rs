@@ -74,7 +74,7 @@ impl Reply {
     pub(crate) fn count(&self, request: &Request<'_>, begun: Instant, is_answered: bool) {
         let Some(counted) = &self.counted else { return };
         let header = OutHeader::read_from_prefix(&self.bytes).ok().filter(|_| is_answered);
-        counted.add(request.header.opcode as usize, begun.elapsed(), header.map_or(0, |(out, _)| -out.error));
+        counted.add(kind(request.header.opcode), begun.elapsed(), header.map_or(0, |(out, _)| -out.error));
     }
 
     /// Returns the header.
@@ -449,9 +449,11 @@ fn statx_out(valid: Valid, attr: &wire::Attr, birth: Option<(i64, u32)>) -> wire
     wire::StatxOut { valid, valid_nsec, flags: 0, spare: [0; 2], stat }
 }
 
-/// The name of each kind of request, by its opcode. Empty: the kind is not known.
+/// The name of each kind of request, by its opcode. Kinds with an empty name count as the first
+/// one: the mount does not know them, and no request has the opcode 0.
 pub const KINDS: [&str; 53] = {
     let mut kinds = [""; 53];
+    kinds[0] = "other";
     kinds[opcode::LOOKUP as usize] = "lookup";
     kinds[opcode::FORGET as usize] = "forget";
     kinds[opcode::GETATTR as usize] = "getattr";
@@ -495,7 +497,13 @@ pub const KINDS: [&str; 53] = {
     kinds
 };
 
+/// Returns the index in [`KINDS`] of the requests with an opcode.
+fn kind(code: u32) -> usize {
+    let code = code as usize;
+    if KINDS.get(code).is_some_and(|name| !name.is_empty()) { code } else { 0 }
+}
+
 /// Returns the name of a request for the log.
 fn name(code: u32) -> &'static str {
-    KINDS.get(code as usize).copied().filter(|name| !name.is_empty()).unwrap_or("an unknown request")
+    KINDS[kind(code)]
 }
