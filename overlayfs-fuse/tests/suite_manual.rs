@@ -25,10 +25,20 @@ fn program() -> String {
 
 /// Returns the examples of the manual.
 fn of_manual() -> Vec<String> {
+    blocks_of_manual("indent")
+}
+
+/// Returns what the manual says that its examples print.
+fn output_in_manual() -> Vec<String> {
+    blocks_of_manual("indent-two")
+}
+
+fn blocks_of_manual(offset: &str) -> Vec<String> {
     let page = fs::read_to_string(MANUAL).unwrap();
     let (_, section) = page.split_once(".Sh EXAMPLES\n").unwrap();
     let (section, _) = section.split_once(".Sh ").unwrap();
-    let blocks = section.split(".Bd -literal -offset indent\n").skip(1);
+    let begin = format!(".Bd -literal -offset {offset}\n");
+    let blocks = section.split(&begin).skip(1);
     let text = |block: &str| block.split_once(".Ed\n").unwrap().0.replace("\\-", "-");
     blocks.map(text).collect()
 }
@@ -78,8 +88,8 @@ impl Bench {
     }
 
     /// Runs a shell script in namespaces of its own, with `input` as its standard input. The script
-    /// must succeed. No daemon outlives it.
-    fn run(&self, script: &str, input: &str) {
+    /// must succeed. No daemon outlives it. Returns its standard output.
+    fn run(&self, script: &str, input: &str) -> String {
         let path = format!("{}:{}", self.setup.path("bin").display(), std::env::var("PATH").unwrap());
         let mut command = run::command("unshare");
         command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -88,6 +98,7 @@ impl Bench {
         let answers = put::file(self.setup.root(), "input", input);
         let output = run::finish(command.env("SHELL", "/bin/sh").stdin(File::open(answers).unwrap()));
         assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn home(&self, name: &str) -> PathBuf {
@@ -108,7 +119,7 @@ const OWN_VAR: &str = "mount -t tmpfs tmpfs /var; mkdir -m 1777 /var/tmp\n";
 
 #[test]
 fn all_examples_are_known() {
-    assert_eq!((of_manual().len(), of_readme().len()), (4, 2), "an example has come or gone: run it here");
+    assert_eq!((of_manual().len(), of_readme().len()), (6, 2), "an example has come or gone: run it here");
 }
 
 #[test]
@@ -128,6 +139,16 @@ fn changes_of_ones_own() {
 }
 
 #[test]
+fn examples_print_what_the_manual_says() {
+    for (word, printed) in [("run --discard", "discarded"), ("rollback", "partial_copies")] {
+        let bench = Bench::new();
+        let output = bench.run(&format!("exec 2>&1\n{}", one(&of_manual(), word)), "");
+        let home = bench.setup.path("home");
+        assert_eq!(output.replace(home.to_str().unwrap(), "/home/me"), one(&output_in_manual(), printed));
+    }
+}
+
+#[test]
 fn a_sandbox_of_the_whole_system() {
     let bench = Bench::new();
     let name = format!("/etc/overlayfs-test-{}", std::process::id());
@@ -141,7 +162,7 @@ fn a_sandbox_of_the_whole_system() {
 }
 
 /// The pages, each with its number of `sh` blocks.
-const PAGES: [(&str, usize); 3] = [("from-fuse-overlayfs.md", 2), ("containers.md", 2), ("sandboxes.md", 5)];
+const PAGES: [(&str, usize); 3] = [("from-fuse-overlayfs.md", 2), ("containers.md", 2), ("sandboxes.md", 6)];
 
 #[test]
 fn the_pages() {
