@@ -31,7 +31,7 @@ const LIMITS: [(&str, &[(&str, usize)]); 5] = [
         "copied-links",
         &[
             ("info", 8),
-            ("diff", 80),
+            ("diff", 66),
             ("export", 55),
             ("vacuum", 104),
             ("flatten", 34),

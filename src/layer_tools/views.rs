@@ -77,7 +77,8 @@ impl Views<OsLayer> {
 }
 
 /// Makes the merged tree of `layers`, with the upper one as it is at the moment, and these further
-/// settings.
+/// settings. An object of a lower layer has one inode number in both views, so that the differ
+/// needs no table from one to the other.
 fn view<L: Layer>(layers: Layers<L>, settings: Settings) -> Result<Option<Overlay<L>>, Refused> {
     let Layers { upper, work, mut lowers } = layers;
     let read_only_upper = upper.is_some();
@@ -87,6 +88,7 @@ fn view<L: Layer>(layers: Layers<L>, settings: Settings) -> Result<Option<Overla
     }
     let layers = Layers { upper: None, work, lowers };
     let Settings { known_max, names_at_once, .. } = Settings::for_walk();
-    let settings = Settings { trusted: true, read_only_upper, known_max, names_at_once, ..settings };
+    let settings =
+        Settings { trusted: true, read_only_upper, numbers_as_below: true, known_max, names_at_once, ..settings };
     Overlay::with_settings(layers, settings).map(Some)
 }

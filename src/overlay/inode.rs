@@ -76,12 +76,14 @@ struct Tables<L: Layer> {
 
 impl<L: Layer> Inodes<L> {
     /// Makes the tables. `devices` are the filesystems of the layers, topmost first. The first
-    /// `uppers` are those of the upper layer and of frozen ones.
-    pub fn new(devices: &[u64], uppers: usize, mut claims: Claims) -> Self {
+    /// `uppers` are those of the upper layer and of frozen ones. Without these the topmost layer is
+    /// numbered as one of them, unless `as_below`.
+    pub fn new(devices: &[u64], uppers: usize, as_below: bool, mut claims: Claims) -> Self {
         let counted = claims.numbers().rev().find(|number| (COUNTED..DIGESTED).contains(number)).unwrap_or(0);
         let from_bottom = devices.iter().rev().zip(1..).map(|(device, index)| (*device, index));
         let mut indices: HashMap<_, _> = from_bottom.collect();
-        indices.extend(devices.iter().take(uppers.max(1)).map(|upper| (*upper, 0)));
+        let unchanged = if as_below { uppers } else { uppers.max(1) };
+        indices.extend(devices.iter().take(unchanged).map(|device| (*device, 0)));
         Inodes {
             tables: Lock::new(Tables {
                 counter: first_of_counter(Time::now()).max(counted.saturating_add(1)),
@@ -397,7 +399,7 @@ mod tests {
     use crate::layer::OsLayer;
 
     fn inodes() -> Inodes<OsLayer> {
-        Inodes::new(&[7, 8, 9], 1, Claims::default())
+        Inodes::new(&[7, 8, 9], 1, false, Claims::default())
     }
 
     #[test]
@@ -433,7 +435,7 @@ mod tests {
 
     #[test]
     fn a_copy_has_the_generation_of_its_original() {
-        let inodes = Inodes::<OsLayer>::new(&[7, 8, 9], 2, Claims::default());
+        let inodes = Inodes::<OsLayer>::new(&[7, 8, 9], 2, false, Claims::default());
         let attr = |ino, generation| Stat { ino, generation, ..Stat::example(crate::layer::Kind::File, 0, 0, 0) };
         // The layer 8 is frozen, the layer 9 is a lower one.
         let frozen = inodes.visible(8, 5);

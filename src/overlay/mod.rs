@@ -210,6 +210,9 @@ pub struct Settings {
     /// it was. So files without a name in the work directory stay, and the mark of a volatile
     /// overlay is its own.
     pub succeeds: bool,
+    /// Without an upper layer, show the inode numbers that the objects have below one. Else those
+    /// of the topmost layer are unchanged.
+    pub numbers_as_below: bool,
     /// What an overlay that only reads its upper layers takes from their work directories.
     pub copy_facts: CopyFacts,
     /// The format of the upper layer. None: the format that it has; a new one becomes an OCI image
@@ -373,7 +376,7 @@ impl<L: Layer> Overlay<L> {
         let format = detect::format_of(&stack, work.as_ref(), frozen)?;
         let times = work.as_ref().map_or_else(Times::default, Work::times);
         let partials = Partials::new(&stack, settings, format)?;
-        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), count, claims);
+        let inodes = Inodes::new(&stack.marked_devices().collect::<Vec<_>>(), count, settings.numbers_as_below, claims);
         let (root, device) = root_of(&stack, &inodes, count)?;
         Ok(Overlay {
             stack,
