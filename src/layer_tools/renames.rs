@@ -8,7 +8,7 @@
 //! The walk only lists directories. It reads the attributes of objects that seem to be renamed.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::changes::{contents, matched};
@@ -16,7 +16,7 @@ use super::{Error, Views, Watch, tree};
 use crate::errno::{self, ENOENT, ENOTDIR, ESTALE, Result};
 use crate::layer::{Kind, Layer};
 use crate::overlay::Overlay;
-use crate::overlay::on_disk::{Content, Entry, Relation, content, has_copy, is_upper_over};
+use crate::overlay::on_disk::{Content, Entry, Relation, content, has_copy, head, is_upper_over};
 
 /// The renamed objects.
 #[derive(Default)]
@@ -122,7 +122,7 @@ impl<'v, L: Layer> Search<'v, L> {
 
     fn visit(&mut self, mut pair: Pair) -> Result<()> {
         let dir = tree::at(self.above, &pair.path)?;
-        let now = content(self.above, &dir, OsStr::new(""))?;
+        let now = head(self.above, &dir)?;
         if let Some(from) = now.redirect.as_ref().filter(|from| **from != pair.old_path) {
             let old_path = std::mem::replace(&mut pair.old_path, from.clone());
             if pair.is_old {
@@ -139,7 +139,6 @@ impl<'v, L: Layer> Search<'v, L> {
             self.removed.insert(pair.old_path.clone());
             pair.is_old = false;
         }
-        drop(now);
         let old = if pair.is_old { Some(tree::at(self.below, &pair.old_path)?) } else { None };
         let (mut next, first_left) = (Some(OsString::new()), self.left.len());
         while let Some(from) = next {
@@ -162,16 +161,16 @@ impl<'v, L: Layer> Search<'v, L> {
         let is_file = |entry: &&Entry| entry.kind != Kind::Dir;
         let is_same = one.zip(other).is_some_and(|(one, other)| one.number == other.number);
         if let Some(one) = one {
-            let path = pair.old_path.join(&*one.name);
+            let path = || pair.old_path.join(&*one.name);
             match other.filter(is_dir) {
                 _ if !is_dir(&one) && is_same => {}
                 _ if !is_dir(&one) => note(&mut self.went, path, one.number.filter(|it| has_copy(self.above, *it))),
                 Some(_) => {}
-                None => drop(self.removed.insert(path)),
+                None => drop(self.removed.insert(path())),
             }
         }
         if let Some(other) = other.filter(is_file).filter(|other| other.is_upper && !is_same) {
-            let paths = (pair.path.join(&*other.name), pair.old_path.join(&*other.name));
+            let paths = || (pair.path.join(&*other.name), pair.old_path.join(&*other.name));
             note(&mut self.came, paths, other.number);
         }
         if let Some(other) = other.filter(is_dir).filter(|other| other.is_upper || one.is_some()) {
@@ -225,7 +224,7 @@ impl<'v, L: Layer> Search<'v, L> {
                 let path = path.join(&*name);
                 match kind {
                     Kind::Dir => dirs.extend((!renamed.has_left(&path)).then_some(path)),
-                    _ => note(&mut self.went, path, number.filter(|number| self.came.contains_key(number))),
+                    _ => note(&mut self.went, || path, number.filter(|number| self.came.contains_key(number))),
                 }
             }
             from = next;
@@ -251,9 +250,9 @@ impl<'v, L: Layer> Search<'v, L> {
     }
 }
 
-fn note<P>(paths: &mut HashMap<u64, Vec<P>>, path: P, number: Option<u64>) {
+fn note<P>(paths: &mut HashMap<u64, Vec<P>>, path: impl FnOnce() -> P, number: Option<u64>) {
     if let Some(number) = number {
-        paths.entry(number).or_default().push(path);
+        paths.entry(number).or_default().push(path());
     }
 }
 

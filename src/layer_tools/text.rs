@@ -21,6 +21,8 @@ pub fn escaped(path: &Path) -> String {
     for chunk in bytes.utf8_chunks() {
         for (at, letter) in chunk.valid().char_indices() {
             match letter {
+                // Most letters are among these, so they come first.
+                '!'..='[' | ']'..='~' => text.push(letter),
                 '\n' => text.push_str("\\n"),
                 '\t' => text.push_str("\\t"),
                 '\\' => text.push_str("\\\\"),

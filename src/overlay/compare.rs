@@ -138,15 +138,32 @@ pub fn content<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>, from: &OsStr
     let _tree = overlay.tree.read();
     let mut dir = node.dir()?;
     overlay.read_dir_from(node, &mut dir, from)?;
-    let Dir { lowers, redirect, names: Some(names), .. } = &*dir else { return Err(Error::new(EIO)) };
-    let layers = overlay.layer_digests();
-    let parts = lowers.iter().map(|dir| overlay.part(dir, &layers)).collect();
+    let Dir { lowers, names: Some(names), .. } = &*dir else { return Err(Error::new(EIO)) };
     let entries = names.of_run(from).filter_map(|slot| overlay.entry(slot, lowers)).collect();
-    let (redirect, next) = (redirect.as_ref().map(|way| way.path.clone()), names.run().to.clone());
-    Ok(Content { parts, redirect, entries, next })
+    Ok(Content { entries, next: names.run().to.clone(), ..overlay.head(&dir) })
+}
+
+/// Returns the content of a directory without the names.
+///
+/// # Errors
+///
+/// Those of [`content`].
+pub fn head<L: Layer>(overlay: &Overlay<L>, node: &Arc<Node<L>>) -> Result<Content> {
+    overlay.forget_some();
+    let _tree = overlay.tree.read();
+    let mut dir = node.dir()?;
+    overlay.read_some(node, &mut dir)?;
+    Ok(overlay.head(&dir))
 }
 
 impl<L: Layer> Overlay<L> {
+    /// Returns the content of a directory that was read, without the names.
+    fn head(&self, Dir { lowers, redirect, .. }: &Dir<L>) -> Content {
+        let layers = self.layer_digests();
+        let parts = lowers.iter().map(|dir| self.part(dir, &layers)).collect();
+        Content { parts, redirect: redirect.as_ref().map(|way| way.path.clone()), ..Content::default() }
+    }
+
     /// Returns the digest of each layer and those below it, from the bottom.
     fn layer_digests(&self) -> Vec<u128> {
         let roots = self.stack.upper_root().into_iter().chain(self.stack.lower_roots());

@@ -9,7 +9,7 @@ use crate::layer::{Layer, Result};
 #[cfg(feature = "layer-tools")]
 pub use super::compact::CompactMap;
 #[cfg(feature = "layer-tools")]
-pub use super::compare::{Content, Entry, Relation, content, has_copy, is_upper_over};
+pub use super::compare::{Content, Entry, Relation, content, has_copy, head, is_upper_over};
 #[cfg(feature = "layer-tools")]
 pub use super::detect::attempt as try_kernel_marks;
 pub use super::detect::namespace;
