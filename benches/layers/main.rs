@@ -4,12 +4,12 @@
 //! `cargo bench -p overlayfs --bench layers -- --memory [--kernel] [--files N] [--layers NAME]...`
 //!
 //! Each round runs every row with both programs, one after the other, so other load on the machine
-//! slows both alike. The table has the medians of the ratios, and the largest resident memory of
-//! `overlayfs-layer`. With `--memory` the table has only the memory, of every subcommand at layers
-//! of several kinds, or those that are named; with `--kernel` in the format of the kernel's
-//! overlayfs. `--memory --files 1000000` shows whether it is bounded. The benchmark makes these
-//! layers in another process: a program that a large one starts counts as large as that at its
-//! start.
+//! slows both alike. The table has the medians of the ratios of the times, and of the processor
+//! times, which other load changes less, and the largest resident memory of `overlayfs-layer`. With
+//! `--memory` the table has only the memory, of every subcommand at layers of several kinds, or
+//! those that are named; with `--kernel` in the format of the kernel's overlayfs. `--memory --files
+//! 1000000` shows whether it is bounded. The benchmark makes these layers in another process: a
+//! program that a large one starts counts as large as that at its start.
 //!
 //! | row | the other program |
 //! | --- | --- |
@@ -156,25 +156,31 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     }
     place.make_layers().map_err(failed)?;
     println!("{} files, a large file of {} bytes\n", arguments.files, arguments.bytes);
-    println!("| row | time, as a ratio to the other program | memory in MiB |\n| --- | --- | --- |");
+    println!("| row | time, as a ratio to the other program | processor time, likewise | memory in MiB |");
+    println!("| --- | --- | --- | --- |");
     for row in &ROWS {
-        let mut ratios = Vec::new();
-        let mut peak = 0;
+        let (mut times, mut processor, mut peak) = (Vec::new(), Vec::new(), 0);
         for _ in 0..arguments.rounds {
             let ours = measure(place, row.ours).map_err(|error| format!("{}: {error}.", row.name))?;
             let other = measure(place, row.other).map_err(|error| format!("{}: {error}.", row.name))?;
-            ratios.push(ours.time.as_secs_f64() / other.time.as_secs_f64());
+            times.push(ours.time.div_duration_f64(other.time));
+            processor.push(ours.processor.div_duration_f64(other.processor));
             peak = peak.max(ours.peak);
         }
-        ratios.sort_by(f64::total_cmp);
-        println!("| {} | {:.2} | {} |", row.name, ratios[ratios.len() / 2], peak >> 20);
+        println!("| {} | {:.2} | {:.2} | {} |", row.name, median(times), median(processor), peak >> 20);
     }
     Ok(())
+}
+
+fn median(mut ratios: Vec<f64>) -> f64 {
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
 }
 
 /// The result of one run.
 struct Measurement {
     time: Duration,
+    processor: Duration,
     /// The largest resident memory in bytes.
     peak: u64,
 }
@@ -203,7 +209,9 @@ fn run_measured(mut command: Command, place: &Place) -> io::Result<Measurement> 
     }
     // SAFETY: all zeros are valid, and the call has set it.
     let usage = unsafe { usage.assume_init() };
-    Ok(Measurement { time, peak: usage.ru_maxrss as u64 * 1024 })
+    let [user, system] = [usage.ru_utime, usage.ru_stime]
+        .map(|time| Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64));
+    Ok(Measurement { time, processor: user + system, peak: usage.ru_maxrss as u64 * 1024 })
 }
 
 /// The folder with all data.

@@ -22,7 +22,12 @@ pub fn run(place: &Place, arguments: &Arguments) -> io::Result<()> {
                     run_measured(tool(place, "convert", &["--to", "kernel", "--work", "work"]), place)?;
                 }
             }
-            print!(" {} |", run_measured(tool(place, command, arguments), place)?.peak >> 20);
+            let mut tool = tool(place, command, arguments);
+            // The kernel's format has its work directory beside the upper one.
+            if *kernel && command != "import" && !arguments.contains(&"--work") {
+                tool.args(["--work", "work"]);
+            }
+            print!(" {} |", run_measured(tool, place)?.peak >> 20);
             io::stdout().flush()?;
         }
         println!();
