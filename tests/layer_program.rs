@@ -7,6 +7,8 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use overlayfs::format::WORK;
+use overlayfs::overlay::VOLATILE_MARK;
 use rustix::process::{Pid, Signal, kill_process};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_overlayfs-layer");
@@ -92,6 +94,29 @@ fn a_second_signal_ends_at_once() {
     signal(&child, Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(!errors(&mut child).contains("the same command goes on"));
+}
+
+#[test]
+fn a_commit_goes_on_after_a_kill_without_an_alarm() {
+    let setup = layers();
+    let commit = || {
+        let mut command = Command::new(PROGRAM);
+        command.arg("commit").arg("--lower").arg(setup.path().join("lower"));
+        command.arg("--upper").arg(setup.path().join("upper")).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mark = setup.path().join("lower").join(WORK).join(VOLATILE_MARK);
+    let mut killed = commit();
+    while !mark.exists() {
+        assert_eq!(killed.try_wait().unwrap(), None, "the commit ended");
+    }
+    signal(&killed, Signal::KILL);
+    killed.wait().unwrap();
+    assert!(mark.exists(), "the commit ended");
+    let mut again = commit();
+    let said = errors(&mut again);
+    assert!(again.wait().unwrap().success() && !mark.exists());
+    assert!(!said.contains("damaged"), "{said}");
 }
 
 /// Runs `diff` on a terminal of its own, with a reader that makes it wait for `seconds`. Returns
