@@ -131,8 +131,10 @@ fn three_slow_reads_delay_no_other_request() {
     assert_eq!(reading.map(|reading| reading.join().unwrap()), [Ok(1); 3]);
 }
 
-/// A request without an answer after this time counts as waiting.
-const PATIENCE: Duration = Duration::from_millis(400);
+/// The timeout for a request that should go on.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A request that should wait does so for this time.
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// The directories `here`, `elsewhere` and `sticky`. The last one has two files of bob.
 struct Dirs {
@@ -186,13 +188,13 @@ impl Stuck {
     }
 
     /// Blocks the operation `stuck`, tries each of the others, and returns the names of those that
-    /// wait.
-    fn waiting<'o>(&self, stuck: Operation, others: &[(&'o str, Operation)]) -> Vec<&'o str> {
+    /// wait for this time.
+    fn waiting<'o>(&self, time: Duration, stuck: Operation, others: &[(&'o str, Operation)]) -> Vec<&'o str> {
         let dirs = &self.dirs;
         thread::scope(|scope| {
             self.armed.store(true, Ordering::Relaxed);
             let stuck = scope.spawn(move || stuck(dirs));
-            self.arrived.recv_timeout(10 * PATIENCE).expect("it does not get stuck");
+            self.arrived.recv_timeout(PATIENCE).expect("it does not get stuck");
             let mut waiting = Vec::new();
             for (what, other) in others {
                 let (ended, end) = mpsc::channel();
@@ -201,7 +203,7 @@ impl Stuck {
                     // After the timeout the receiver is gone.
                     let _ = ended.send(());
                 });
-                if end.recv_timeout(PATIENCE).is_err() {
+                if end.recv_timeout(time).is_err() {
                     waiting.push(*what);
                 }
             }
@@ -237,7 +239,7 @@ fn a_stuck_change_delays_no_request_in_another_directory() {
         (Method::SetMode, |it| it.here.fchmod(0o700).unwrap()),
     ];
     for (method, change) in changes {
-        let waiting = Stuck::new(method).waiting(change, &elsewhere);
+        let waiting = Stuck::new(method).waiting(PATIENCE, change, &elsewhere);
         assert!(waiting.is_empty(), "{waiting:?} wait for {}", method.name());
     }
 }
@@ -251,7 +253,7 @@ fn a_check_holds_until_its_change_is_made() {
     for other in others {
         let change: Operation = |it| bob().rename(it.setup.path("sticky/file"), it.setup.path("sticky/other")).unwrap();
         // Bob may move his file. The daemon checks whether the other file is bob's too.
-        let waiting = Stuck::new(Method::Stat).waiting(change, &[other]);
+        let waiting = Stuck::new(Method::Stat).waiting(PAUSE, change, &[other]);
         assert_eq!(waiting, [other.0]);
     }
 }
