@@ -165,7 +165,8 @@ fn ledger(options: &MountOptions) -> Result<Option<Arc<Ledger>>, String> {
 fn unusable(mount_point: &Path, error: &io::Error) -> String {
     let shown = mount_point.display();
     match error.raw_os_error() {
-        Some(libc::ENOTCONN) => format!(
+        // At the moment of its program's end a request is aborted.
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => format!(
             "The mount point {shown} is a dead mount: its program ended without an unmount. Unmount it first: umount \
              {shown}, or fusermount3 -u {shown}."
         ),
@@ -224,5 +225,18 @@ impl Background {
         self.streams.put_in_place()?;
         logger::leave_terminal();
         self.ready.tell()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_without_its_program_is_dead() {
+        for errno in [libc::ENOTCONN, libc::ECONNABORTED] {
+            let said = unusable(Path::new("/mnt"), &io::Error::from_raw_os_error(errno));
+            assert!(said.starts_with("The mount point /mnt is a dead mount"), "{said}");
+        }
     }
 }
