@@ -4,10 +4,11 @@
 //! Needs root.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use overlayfs::errno::{EINVAL, EIO, ESTALE};
 use overlayfs::layer::counted::{Counted, Counts, Fault};
@@ -219,6 +220,46 @@ fn a_name_that_no_lookup_has_met_leads_to_its_object() {
 
 /// Each name in the lower layer is gone, so the next mount has no use for the index entry. But
 /// nothing else leads to the open object.
+/// One thread finds an object again while another one renames or removes it.
+#[test]
+fn an_object_is_found_while_it_loses_its_name() {
+    let _alone = alone();
+    let (setup, counts) = (setup(), Counts::default());
+    let overlay = mount(&setup, &counts, false).unwrap();
+    let dirs: Vec<_> = (0..400).map(|number| OsString::from(format!("dir {number}"))).collect();
+    let file = OsStr::new("file");
+    let make = |name: &OsString| {
+        let dir = overlay.create_dir(overlay.root(), name, 0o700, OWN).unwrap();
+        overlay.create_file(&dir, file, 0o600, OWN).unwrap()
+    };
+    let held: Vec<_> = dirs.iter().map(make).collect();
+    let nodes: Vec<_> = held.iter().map(|handle| handle.node().clone()).collect();
+    let next = succeed(&setup, &counts, &overlay, &nodes).unwrap();
+    let ids: Vec<_> = nodes.iter().map(|node| node.id()).collect();
+    drop((held, nodes));
+    leave(overlay);
+    let (root, together) = (next.root(), Barrier::new(2));
+    let change = |(index, dir): (usize, &OsString)| {
+        together.wait();
+        let dir = next.lookup(root, dir)?;
+        match index % 2 {
+            0 => next.unlink(&dir, file),
+            _ => next.rename(&dir, file, &dir, OsStr::new("new"), RenameMode::Replace),
+        }
+    };
+    let find = |id: &u64| {
+        together.wait();
+        next.find_again(*id).map(|handle| handle.node().id())
+    };
+    let found: Vec<_> = thread::scope(|scope| {
+        let changing = scope.spawn(|| dirs.iter().enumerate().map(change).collect::<Vec<_>>());
+        let found = ids.iter().map(find).collect();
+        assert!(changing.join().unwrap().iter().all(|changed| *changed == Ok(())));
+        found
+    });
+    assert_eq!(found, ids.iter().map(|id| Ok(*id)).collect::<Vec<_>>());
+}
+
 #[test]
 fn an_open_object_keeps_its_index_entry() {
     let _alone = alone();

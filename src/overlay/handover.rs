@@ -459,24 +459,35 @@ impl<L: Layer> Overlay<L> {
     }
 
     fn find_by_names(&self, id: u64) -> Result<Arc<Node<L>>> {
-        let mut names = Vec::new();
-        let mut at = id;
-        let mut node = loop {
-            if at == 0 {
-                break self.root.clone();
+        let mut before = None;
+        loop {
+            let (start, names) = self.names_to(id)?;
+            let found = names.iter().rev().try_fold(start.clone(), |dir, name| self.lookup(&dir, name));
+            match found {
+                Ok(node) if node.id() == id => return Ok(node),
+                // Lost a race: another thread met an object on the way, and changed its name. Retry.
+                _ if before.is_none_or(|way| way != (start.id(), names.len())) => {
+                    before = Some((start.id(), names.len()));
+                }
+                found => return found.and(Err(Error::new(ESTALE))),
             }
-            let table = self.earlier.table.lock();
+        }
+    }
+
+    /// Returns the last object on the way to an object that is found, and the names from there,
+    /// the last one first.
+    fn names_to(&self, id: u64) -> Result<(Arc<Node<L>>, Vec<OsString>)> {
+        let table = self.earlier.table.lock();
+        let (mut names, mut at) = (Vec::new(), id);
+        while at != 0 {
             if let Some(found) = table.found.get(&at) {
-                break found.handle.node().clone();
+                return Ok((found.handle.node().clone(), names));
             }
             let place = table.places.get(&at).ok_or(Error::new(ESTALE))?;
             names.extend(place.path.iter().rev().map(OsStr::to_owned));
             at = place.parent;
-        };
-        for name in names.iter().rev() {
-            node = self.lookup(&node, name)?;
         }
-        if node.id() == id { Ok(node) } else { Err(Error::new(ESTALE)) }
+        Ok((self.root.clone(), names))
     }
 
     /// Finds all objects again that the tree still has, and forgets the others.
