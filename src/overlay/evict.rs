@@ -179,19 +179,14 @@ impl<L: Layer> Overlay<L> {
 
     /// Does the same as [`Overlay::release`] if the caller holds the tree.
     fn let_go(&self, node: Arc<Node<L>>) {
-        // Without a copy of the name, since a walk releases each object.
-        let place_of = |node: &Arc<Node<L>>| {
-            let state = node.state.lock();
-            state.places.first().map(|place| (place.parent.clone(), place.name.clone()))
-        };
-        let mut place = place_of(&node);
+        let mut place = self.parent(&node);
         if place.is_none() {
             self.discard_unnamed(&node);
         }
         while let Some((parent, name)) = place {
             let Ok(mut dir) = parent.dir() else { return };
             let is_there =
-                place_of(&node).is_some_and(|(now, now_name)| Arc::ptr_eq(&now, &parent) && now_name == name);
+                self.parent(&node).is_some_and(|(now, now_name)| Arc::ptr_eq(&now, &parent) && now_name == name);
             // Else lost a race: another thread changed the name. Retry.
             if is_there {
                 let slot = dir.names.as_mut().and_then(|names| names.get_mut(&name));
@@ -201,7 +196,7 @@ impl<L: Layer> Overlay<L> {
                 }
             }
             drop(dir);
-            place = place_of(&node);
+            place = self.parent(&node);
         }
     }
 

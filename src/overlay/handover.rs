@@ -276,7 +276,7 @@ impl<L: Layer> Overlay<L> {
     fn name_all(
         &self,
         node: &Arc<Node<L>>,
-        place: (Arc<Node<L>>, OsString),
+        place: (Arc<Node<L>>, Arc<OsStr>),
         met: &mut HashMap<u64, usize>,
         named: &mut Vec<Named>,
     ) -> Result<()> {
@@ -291,7 +291,7 @@ impl<L: Layer> Overlay<L> {
             }
             met.insert(node.id(), named.len());
             let ino = self.known_ino(&node)?;
-            named.push(Named { id: node.id(), ino, parent: parent.id(), path: name.into(), wanted });
+            named.push(Named { id: node.id(), ino, parent: parent.id(), path: PathBuf::from(&*name), wanted });
             (place, wanted) = (self.parent(&parent), false);
             node = parent;
         }

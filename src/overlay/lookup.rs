@@ -1,6 +1,6 @@
 //! Lookup: from a name to a node.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -188,9 +188,9 @@ impl<L: Layer> Overlay<L> {
 
     /// Returns one of the object's names and the directory that has it. None for the root, and for
     /// an object without a known name.
-    pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, OsString)> {
+    pub fn parent(&self, node: &Arc<Node<L>>) -> Option<(Arc<Node<L>>, Arc<OsStr>)> {
         let state = node.state.lock();
-        state.places.first().map(|place| (place.parent.clone(), place.name.to_os_string()))
+        state.places.first().map(|place| (place.parent.clone(), place.name.clone()))
     }
 
     /// Returns the path from the root by one of the object's names, empty for the root. None if no
@@ -204,6 +204,6 @@ impl<L: Layer> Overlay<L> {
             names.push(name);
             node = parent;
         }
-        Some(names.iter().rev().collect())
+        Some(names.iter().rev().map(|name| &**name).collect())
     }
 }

@@ -241,7 +241,7 @@ impl<L: Layer> Tree<L> {
             caller.require(&self.overlay.stat_for_access(&dir)?, SEARCH)?;
             above = self.overlay.parent(&dir).map(|(parent, _)| parent);
         }
-        Ok(other)
+        Ok(other.map(|(dir, name)| (dir, name.to_os_string())))
     }
 }
 
