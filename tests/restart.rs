@@ -218,8 +218,6 @@ fn a_name_that_no_lookup_has_met_leads_to_its_object() {
     }
 }
 
-/// Each name in the lower layer is gone, so the next mount has no use for the index entry. But
-/// nothing else leads to the open object.
 /// One thread finds an object again while another one renames or removes it.
 #[test]
 fn an_object_is_found_while_it_loses_its_name() {
@@ -260,6 +258,8 @@ fn an_object_is_found_while_it_loses_its_name() {
     assert_eq!(found, ids.iter().map(|id| Ok(*id)).collect::<Vec<_>>());
 }
 
+/// Each name in the lower layer is gone, so the next mount has no use for the index entry. But
+/// nothing else leads to the open object.
 #[test]
 fn an_open_object_keeps_its_index_entry() {
     let _alone = alone();

@@ -179,7 +179,7 @@ fn a_failed_mount_is_reported_in_both_modes() {
     assert!(!is_mounted(&setup.point()));
 }
 
-/// Nobody reads the message at first, so the daemon cannot write it.
+/// The pipe for messages is full at first, so the daemon must wait before it writes its own.
 #[test]
 fn in_the_background_a_failed_mount_returns_after_its_message() {
     let setup = Setup::new("engine");

@@ -466,7 +466,8 @@ fn check_volatile<L: Layer>(upper: &L, dir: &L::Dir, settings: Settings) -> std:
         (false, _) => {}
         (true, _) if settings.succeeds && settings.volatile => {}
         (true, false) => return Err(Refused::Volatile),
-        // An interrupted commit has left the mark, and this one does its work again. Or the layer is to be emptied.
+        // An interrupted commit has left the mark, and this one does its work again. Or the layer
+        // is to be emptied.
         (true, true) if settings.commits => {}
         (true, true) => log::warn!("the option reuse_volatile mounts the upper layer, though it may be damaged"),
     }
